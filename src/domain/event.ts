@@ -1,0 +1,182 @@
+// An event: what a producer may state, checked, and what is stored of it.
+import { createHash } from 'node:crypto';
+import { Violations } from './errors.ts';
+import { eventTypeProblem } from './event-type.ts';
+import type { TenantId } from './ids.ts';
+import { jsonProblem, MAX_JSON_DEPTH } from './json.ts';
+
+/** Largest body of an event, in bytes. */
+export const MAX_PAYLOAD_BYTES = 1024 * 1024;
+/** How far ahead an event may be delayed. */
+export const MAX_DELAY_MS = 30 * 24 * 3600 * 1000;
+/** How long an idempotency key is remembered. */
+export const IDEMPOTENCY_HOURS = 24;
+
+/** An event as a producer states it, from whichever protocol it came. */
+export type EventDraft = {
+  readonly type: string;
+  readonly body:
+    | { readonly kind: 'data'; readonly data: object }
+    | { readonly kind: 'payload'; readonly payload: Uint8Array }
+    | { readonly kind: 'missing' };
+  readonly contentType: string;
+  readonly source: string;
+  readonly subject: string;
+  readonly idempotencyKey: string;
+  /** Ms since 1970; NaN for a time that cannot be. */
+  readonly deliverAfterMs: number | undefined;
+  readonly metadata: Readonly<Record<string, string>>;
+};
+
+/** A checked event, ready to be stored. */
+export type NewEvent = {
+  readonly tenantId: TenantId;
+  readonly type: string;
+  readonly payload: Buffer;
+  readonly contentType: string;
+  readonly source: string;
+  readonly subject: string;
+  /** Empty when the producer gave none. */
+  readonly idempotencyKey: string;
+  readonly deliverAfterMs: number | undefined;
+  readonly metadata: Readonly<Record<string, string>>;
+};
+
+const CONTENT_TYPE =
+  /^[\w!#$&^.+-]+\/[\w!#$&^.+-]+(?:\s*;\s*[\w!#$&^.+-]+=(?:[\w!#$&^.+-]+|"[^"\\\r\n]*"))*$/;
+const JSON_TYPE = /^application\/(?:[\w.-]+\+)?json\b/i;
+const PRINTABLE_ASCII = /^[\x21-\x7e]+$/;
+const JSON_CONTENT = 'application/json';
+
+/** Checks an event. Throws INVALID_ARGUMENT with every wrong field; `path` leads the field names. */
+export function parseEvent(tenantId: TenantId, draft: EventDraft, nowMs: number, path = 'event'): NewEvent {
+  const wrong = new Violations();
+  const typeProblem = eventTypeProblem(draft.type);
+  if (typeProblem !== undefined) wrong.add(`${path}.type`, typeProblem);
+  const contentType = parseContentType(draft, path, wrong);
+  const payload = parseBody(draft, contentType, path, wrong);
+  checkText(draft.source, 512, `${path}.source`, wrong);
+  checkText(draft.subject, 512, `${path}.subject`, wrong);
+  if (draft.idempotencyKey !== '') {
+    wrong.check(
+      draft.idempotencyKey.length <= 255 && PRINTABLE_ASCII.test(draft.idempotencyKey),
+      `${path}.idempotency_key`,
+      'must be 1–255 printable ASCII characters without spaces',
+    );
+  }
+  checkDeliverAfter(draft.deliverAfterMs, nowMs, path, wrong);
+  checkMetadata(draft.metadata, `${path}.metadata`, wrong);
+  wrong.throwIfAny();
+  const { type, source, subject, idempotencyKey, deliverAfterMs, metadata } = draft;
+  return { tenantId, type, payload, contentType, source, subject, idempotencyKey, deliverAfterMs, metadata };
+}
+
+function parseContentType(draft: EventDraft, path: string, wrong: Violations): string {
+  const contentType = draft.contentType === '' ? JSON_CONTENT : draft.contentType;
+  if (contentType === JSON_CONTENT) return contentType;
+  const field = `${path}.content_type`;
+  if (contentType.length > 255 || !CONTENT_TYPE.test(contentType)) {
+    wrong.add(field, 'must be a media type such as "application/json" or "text/csv; charset=utf-8"');
+  } else if (draft.body.kind === 'data') {
+    wrong.add(field, `must be empty or "${JSON_CONTENT}" with data; use payload for other types`);
+  }
+  return contentType;
+}
+
+function parseBody(draft: EventDraft, contentType: string, path: string, wrong: Violations): Buffer {
+  const { body } = draft;
+  switch (body.kind) {
+    case 'missing':
+      wrong.add(`${path}.data`, 'is required: give data (a JSON object) or payload (bytes)');
+      return Buffer.alloc(0);
+    case 'data': {
+      const field = `${path}.data`;
+      if (objectDepth(body.data) > MAX_JSON_DEPTH) {
+        wrong.add(field, `is JSON nested deeper than ${MAX_JSON_DEPTH} levels`);
+        return Buffer.alloc(0);
+      }
+      const bytes = Buffer.from(JSON.stringify(body.data), 'utf8');
+      checkSize(bytes, field, wrong);
+      return bytes;
+    }
+    case 'payload': {
+      const field = `${path}.payload`;
+      const { payload } = body;
+      const bytes = Buffer.from(payload.buffer, payload.byteOffset, payload.byteLength);
+      if (checkSize(bytes, field, wrong) && JSON_TYPE.test(contentType)) {
+        const problem = jsonProblem(bytes);
+        if (problem !== undefined) wrong.add(field, problem);
+      }
+      return bytes;
+    }
+  }
+}
+
+function checkSize(bytes: Buffer, field: string, wrong: Violations): boolean {
+  const ok = bytes.length <= MAX_PAYLOAD_BYTES;
+  wrong.check(ok, field, `is ${bytes.length} bytes; at most ${MAX_PAYLOAD_BYTES} (1 MiB)`);
+  return ok;
+}
+
+/** Depth of a JSON value; stops one level past the limit, so that it cannot run out of stack. */
+function objectDepth(value: unknown, level = 1): number {
+  if (typeof value !== 'object' || value === null || level > MAX_JSON_DEPTH) {
+    return typeof value === 'object' && value !== null ? level : level - 1;
+  }
+  let deepest = level;
+  for (const child of Object.values(value)) {
+    const depth = objectDepth(child, level + 1);
+    if (depth > deepest) deepest = depth;
+    if (deepest > MAX_JSON_DEPTH) return deepest;
+  }
+  return deepest;
+}
+
+function checkText(text: string, maxLength: number, field: string, wrong: Violations): void {
+  if (text === '') return;
+  wrong.check(text.length <= maxLength, field, `is ${text.length} characters long; at most ${maxLength}`);
+  wrong.check(!text.includes('\0'), field, 'contains a NUL character, which cannot be stored');
+}
+
+function checkDeliverAfter(ms: number | undefined, nowMs: number, path: string, wrong: Violations): void {
+  if (ms === undefined) return;
+  const field = `${path}.deliver_after`;
+  if (Number.isNaN(ms)) wrong.add(field, 'is not a valid timestamp');
+  else wrong.check(ms <= nowMs + MAX_DELAY_MS, field, 'is more than 30 days ahead; at most 30 days');
+}
+
+/** Checks free labels: at most 32; keys 1–64 characters, values at most 512; nothing that Postgres cannot store. */
+export function checkMetadata(
+  metadata: Readonly<Record<string, string>>,
+  field: string,
+  wrong: Violations,
+): void {
+  let count = 0;
+  for (const key in metadata) {
+    count++;
+    const value = metadata[key]!;
+    wrong.check(key.length >= 1 && key.length <= 64, field, 'keys must be 1–64 characters long');
+    wrong.check(value.length <= 512, `${field}[${key.slice(0, 64)}]`, 'is longer than 512 characters');
+    wrong.check(
+      !key.includes('\0') && !value.includes('\0'),
+      field,
+      'contains a NUL character, which cannot be stored',
+    );
+  }
+  wrong.check(count <= 32, field, `has ${count} entries; at most 32`);
+}
+
+/** SHA-256 of everything the producer stated: tells a repeated publish from another event with the same key. */
+export function fingerprintOf(event: NewEvent): Buffer {
+  const hash = createHash('sha256');
+  const labels = Object.entries(event.metadata).sort(([a], [b]) => (a < b ? -1 : 1));
+  const head = [
+    event.type,
+    event.contentType,
+    event.source,
+    event.subject,
+    event.deliverAfterMs ?? null,
+    labels,
+  ];
+  return hash.update(JSON.stringify(head)).update('\n').update(event.payload).digest();
+}

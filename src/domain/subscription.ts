@@ -1,0 +1,154 @@
+// A subscription: what a tenant may ask for, checked.
+import type { RetryPolicy } from './backoff.ts';
+import type { Violations } from './errors.ts';
+import { patternProblem } from './event-type.ts';
+import type { SubscriptionId, TenantId } from './ids.ts';
+
+export const DEFAULT_ATTEMPT_TIMEOUT_MS = 15_000;
+export const MAX_LIVE_SECRETS = 5;
+export const MAX_OVERLAP_MS = 7 * 24 * 3600 * 1000;
+export const DEFAULT_OVERLAP_MS = 24 * 3600 * 1000;
+const DAY_MS = 24 * 3600 * 1000;
+
+export type SubscriptionState = 'active' | 'paused' | 'disabled';
+
+/** The part of a subscription that its owner decides. Times in ms. */
+export type SubscriptionSettings = {
+  readonly url: string;
+  readonly eventTypes: readonly string[];
+  readonly description: string;
+  readonly headers: Readonly<Record<string, string>>;
+  /** Undefined means DEFAULT_RETRY_POLICY. */
+  readonly retryPolicy: RetryPolicy | undefined;
+  readonly attemptTimeoutMs: number;
+  readonly metadata: Readonly<Record<string, string>>;
+};
+
+/** A stored subscription. */
+export type Subscription = SubscriptionSettings & {
+  readonly subscriptionId: SubscriptionId;
+  readonly tenantId: TenantId;
+  readonly state: SubscriptionState;
+  readonly disabledReason: string;
+  /** Grows with every change; the etag. */
+  readonly version: number;
+  readonly createdAtMs: number;
+  readonly updatedAtMs: number;
+};
+
+/** What is wrong with an endpoint URL in form, or undefined. Where it leads is the egress guard's to judge. */
+export function urlProblem(text: string): string | undefined {
+  const expected = 'must be an absolute http or https URL such as "https://example.com/webhooks"';
+  if (text === '') return `is required: ${expected}`;
+  if (text.length > 2048) return `is ${text.length} characters long; at most 2048`;
+  if (/[\s\0]/.test(text)) return `contains white space or a control character; ${expected}`;
+  let url: URL;
+  try {
+    url = new URL(text);
+  } catch {
+    return expected;
+  }
+  if (url.protocol !== 'https:' && url.protocol !== 'http:') return expected;
+  if (url.username !== '' || url.password !== '') return 'must not contain a user name or password';
+  if (url.hash !== '') return 'must not have a fragment (#…): it is never sent';
+  return undefined;
+}
+
+/** Checks patterns: 1–50, each valid. */
+export function checkEventTypes(patterns: readonly string[], field: string, wrong: Violations): void {
+  wrong.check(patterns.length >= 1, field, 'is required: 1–50 patterns such as "order.created" or "order.*"');
+  wrong.check(patterns.length <= 50, field, `has ${patterns.length} patterns; at most 50`);
+  for (const [i, pattern] of patterns.entries()) {
+    const problem = patternProblem(pattern);
+    if (problem !== undefined) wrong.add(`${field}[${i}]`, problem);
+  }
+}
+
+const HEADER_NAME = /^[A-Za-z0-9!#$%&'*+.^_`|~-]+$/;
+const HEADER_VALUE = /^[\x20-\x7e]*$/;
+const REFUSED_NAMES = new Set(
+  'host connection keep-alive transfer-encoding te trailer upgrade expect cookie cookie2 forwarded via date user-agent accept-encoding http2-settings'.split(
+    ' ',
+  ),
+);
+const REFUSED_PREFIXES = [
+  'content-',
+  'proxy-',
+  'x-forwarded-',
+  'webhook-',
+  'dispatch-',
+  'x-amz-',
+  'x-goog-',
+  'x-ms-',
+  'metadata',
+];
+
+/** Checks custom headers: at most 20, at most 4 KiB, token names that nobody else sets, printable ASCII values. */
+export function checkHeaders(
+  headers: Readonly<Record<string, string>>,
+  field: string,
+  wrong: Violations,
+): void {
+  const entries = Object.entries(headers);
+  wrong.check(entries.length <= 20, field, `has ${entries.length} headers; at most 20`);
+  let size = 0;
+  const seen = new Set<string>();
+  for (const [name, value] of entries) {
+    size += name.length + value.length;
+    const path = `${field}[${name.slice(0, 64)}]`;
+    const lower = name.toLowerCase();
+    if (!HEADER_NAME.test(name)) {
+      wrong.add(path, 'the name must be letters, digits and hyphens, as in "X-Api-Key"');
+    } else if (REFUSED_NAMES.has(lower) || REFUSED_PREFIXES.some((p) => lower.startsWith(p))) {
+      wrong.add(path, 'is set by HTTP or by dispatch and cannot be changed');
+    }
+    wrong.check(HEADER_VALUE.test(value), path, 'the value must be printable ASCII on one line');
+    wrong.check(!seen.has(lower), path, 'is given twice, in different spellings');
+    seen.add(lower);
+  }
+  wrong.check(size <= 4096, field, `is ${size} bytes together; at most 4096`);
+}
+
+/** Checks a retry policy against the limits in the contract. NaN marks a duration that cannot be. */
+export function checkRetryPolicy(policy: RetryPolicy, field: string, wrong: Violations): void {
+  const { schedule } = policy;
+  const validDelay = (ms: number) => ms >= 1 && ms <= DAY_MS;
+  if (schedule.kind === 'list') {
+    const path = `${field}.list.delays`;
+    const count = schedule.delaysMs.length;
+    wrong.check(count >= 1 && count <= 50, path, `has ${count} delays; 1–50, for example ["5s", "60s"]`);
+    for (const [i, ms] of schedule.delaysMs.entries()) {
+      wrong.check(validDelay(ms), `${path}[${i}]`, 'must be a duration between 0.001s and 86400s');
+    }
+  } else {
+    const path = `${field}.exponential`;
+    wrong.check(validDelay(schedule.baseMs), `${path}.base`, 'must be a duration between 0.001s and 86400s');
+    wrong.check(schedule.factor >= 1 && schedule.factor <= 10, `${path}.factor`, 'must be between 1 and 10');
+    wrong.check(
+      validDelay(schedule.capMs) && schedule.capMs >= schedule.baseMs,
+      `${path}.cap`,
+      'must be a duration between base and 86400s',
+    );
+    const max = schedule.maxAttempts;
+    wrong.check(
+      Number.isInteger(max) && max >= 1 && max <= 100,
+      `${path}.max_attempts`,
+      'must be between 1 and 100',
+    );
+  }
+  if (policy.maxAgeMs !== undefined) {
+    const ok = policy.maxAgeMs >= 1_000 && policy.maxAgeMs <= 30 * DAY_MS;
+    wrong.check(ok, `${field}.max_age`, 'must be a duration between 1s and 2592000s (30 days)');
+  }
+}
+
+/** Checks the longest duration of an attempt: 1–60 s. */
+export function checkAttemptTimeout(ms: number, field: string, wrong: Violations): void {
+  wrong.check(ms >= 1_000 && ms <= 60_000, field, 'must be a duration between 1s and 60s');
+}
+
+/** Checks a note for people. */
+export function checkDescription(text: string, maxLength: number, field: string, wrong: Violations): void {
+  wrong.check(text.length <= maxLength, field, `is ${text.length} characters long; at most ${maxLength}`);
+  wrong.check(!text.includes('\0'), field, 'contains a NUL character, which cannot be stored');
+}
