@@ -1,0 +1,173 @@
+// Connections to Postgres. Two roles (ADR 0004): `dispatch_engine` runs the statements that work for many tenants,
+// `dispatch_tenant` sees one tenant at a time and nothing without `app.tenant_id`. The login user of the URL owns
+// the tables and is used for migrations and partition DDL only.
+import pg from 'pg';
+import {
+  createPool,
+  createSqlTag,
+  type DatabasePool,
+  type DatabaseTransactionConnection,
+  type Interceptor,
+  type QuerySqlToken,
+} from 'slonik';
+import { z } from 'zod';
+import { DispatchError } from '../domain/errors.ts';
+import type { TenantId } from '../domain/ids.ts';
+
+/** SQL with the rows parsed by a schema; `sql.typeAlias('void')` for statements without rows. */
+export const sql = createSqlTag({ typeAliases: { void: z.object({}).strict() } });
+
+export type TenantTransaction = DatabaseTransactionConnection;
+
+/** The open database. */
+export type Database = AsyncDisposable & {
+  /** Hot statements, prepared by name, as dispatch_engine (ADR 0005 says why not slonik). */
+  readonly engine: pg.Pool;
+  /** All other statements over many tenants, as dispatch_engine. */
+  readonly many: DatabasePool;
+  /** Runs `work` in one transaction as dispatch_tenant with `app.tenant_id` set: row-level security holds it there. */
+  readonly inTenant: <T>(tenantId: TenantId, work: (tx: TenantTransaction) => Promise<T>) => Promise<T>;
+  /** The URL of the owner, for LISTEN, migrations and DDL. */
+  readonly ownerUrl: string;
+};
+
+/**
+ * Opens both pools; connections are made when first used. `poolSize` is per role. `onIdleError` hears about
+ * connections that broke while nobody used them.
+ */
+export async function openDatabase(
+  ownerUrl: string,
+  poolSize: number,
+  onIdleError: (error: Error) => void,
+): Promise<Database> {
+  const engine = new pg.Pool({
+    connectionString: urlAs(ownerUrl, 'dispatch_engine', ENGINE_SETTINGS),
+    max: poolSize,
+    idleTimeoutMillis: 60_000,
+    connectionTimeoutMillis: 5_000,
+    application_name: 'dispatch-engine',
+  });
+  engine.on('error', onIdleError);
+  const many = await openSlonik(urlAs(ownerUrl, 'dispatch_engine', ENGINE_SETTINGS), 4, onIdleError);
+  const tenant = await openSlonik(urlAs(ownerUrl, 'dispatch_tenant', ''), poolSize, onIdleError);
+  return {
+    engine,
+    many,
+    ownerUrl,
+    inTenant: (tenantId, work) =>
+      tenant.transaction(async (tx) => {
+        await tx.query(
+          sql.type(
+            z.object({ set_config: z.string() }),
+          )`SELECT set_config('app.tenant_id', ${tenantId}, true)`,
+        );
+        return work(tx);
+      }),
+    async [Symbol.asyncDispose]() {
+      await Promise.all([engine.end(), many.end(), tenant.end()]);
+    },
+  };
+}
+
+// Queue-like tables change size faster than their statistics: look-ups by key must never turn into scans or merges.
+const ENGINE_SETTINGS = '-c enable_seqscan=off -c enable_mergejoin=off -c jit=off -c statement_timeout=30000';
+
+function urlAs(ownerUrl: string, role: string, settings: string): string {
+  const url = new URL(ownerUrl);
+  const given = url.searchParams.get('options') ?? '';
+  url.searchParams.set('options', `${given} -c role=${role} ${settings}`.trim());
+  return url.toString();
+}
+
+const parseRows: Interceptor = {
+  name: 'parse-rows',
+  transformRow: (_context, query, row) => {
+    const parser = (query as QuerySqlToken).parser as z.ZodType | undefined;
+    return parser === undefined ? row : (parser.parse(row) as typeof row);
+  },
+};
+
+function openSlonik(
+  url: string,
+  maxPoolSize: number,
+  onIdleError: (error: Error) => void,
+): Promise<DatabasePool> {
+  const pool = createPool(url, {
+    maxPoolSize,
+    minPoolSize: 0,
+    idleTimeout: 60_000,
+    connectionTimeout: 5_000,
+    statementTimeout: 30_000,
+    interceptors: [parseRows],
+    // Everything here is set by SET LOCAL inside a transaction, so there is nothing to reset; the default (DISCARD
+    // ALL) would cost a round trip each time and drop the role that the connection was opened with.
+    resetConnection: async () => {},
+  });
+  return Promise.resolve(pool).then((opened) => {
+    opened.on('error', onIdleError);
+    return opened;
+  });
+}
+
+/** Opens one connection as the owner of the tables, uses it and closes it. */
+export async function asOwner<T>(ownerUrl: string, work: (client: pg.Client) => Promise<T>): Promise<T> {
+  const client = new pg.Client({
+    connectionString: ownerUrl,
+    connectionTimeoutMillis: 5_000,
+    application_name: 'dispatch-owner',
+  });
+  client.on('error', () => {}); // a broken connection also rejects the query in hand, which is where it is handled
+  await client.connect();
+  try {
+    return await work(client);
+  } finally {
+    await client.end();
+  }
+}
+
+/** Throws if a service role could pass by row-level security: by BYPASSRLS, as superuser or as owner of a table. */
+export async function assertRolesAreBound(client: pg.Client): Promise<void> {
+  const { rows } = await client.query<{ problem: string }>(`
+    SELECT rolname || ' has ' || CASE WHEN rolsuper THEN 'SUPERUSER' ELSE 'BYPASSRLS' END AS problem FROM pg_roles
+      WHERE rolname IN ('dispatch_tenant', 'dispatch_engine') AND (rolsuper OR rolbypassrls)
+    UNION ALL
+    SELECT rolname || ' owns ' || relname FROM pg_class c JOIN pg_roles r ON r.oid = c.relowner
+      WHERE rolname IN ('dispatch_tenant', 'dispatch_engine')`);
+  const first = rows[0];
+  if (first !== undefined) {
+    throw new Error(
+      `the database role ${first.problem}: row-level security would not hold, so dispatch does not start`,
+    );
+  }
+}
+
+/** SQLSTATEs that pass when tried again: the server is away, shutting down, read-only, or another was faster. */
+const PASSING = /^(?:08|40|57P|53|25006|55P03|57014)/;
+
+/** UNAVAILABLE or RESOURCE_EXHAUSTED for an error that the database's state explains; undefined for any other. */
+export function databaseUnavailable(error: unknown): DispatchError | undefined {
+  for (let e = error; e instanceof Error; e = e.cause) {
+    const code = 'code' in e && typeof e.code === 'string' ? e.code : '';
+    if (code === '53100') {
+      return new DispatchError('RESOURCE_EXHAUSTED', 'the database is out of disk space', {
+        cause: error,
+        reason: 'DATABASE_FULL',
+        retryAfterMs: 30_000,
+      });
+    }
+    const away =
+      PASSING.test(code) ||
+      /^E(?:CONN|PIPE|TIMEDOUT|HOST|NET|NOTFOUND|AI_AGAIN)/.test(code) ||
+      /connection terminated|connection timeout|timeout exceeded when trying to connect|Connection ended|not queryable|pool is (?:shutting down|ended)|Cannot use a pool after|connection error/i.test(
+        e.message,
+      );
+    if (away) {
+      return new DispatchError('UNAVAILABLE', 'the database is not available; try again', {
+        cause: error,
+        reason: 'DATABASE_UNAVAILABLE',
+        retryAfterMs: 1_000,
+      });
+    }
+  }
+  return undefined;
+}

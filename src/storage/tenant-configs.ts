@@ -1,0 +1,208 @@
+// What matching and sending need to know of a tenant, cached in memory with a version.
+// Publishing checks the version inside its own statement (ingest.ts), so matching is never stale; workers may act on
+// a configuration that is up to MAX_AGE_MS old if a notification was lost.
+import { z } from 'zod';
+import { DEFAULT_RETRY_POLICY, type RetryPolicy } from '../domain/backoff.ts';
+import { createPatternIndex, type PatternIndex } from '../domain/event-type.ts';
+import { idBytes, idFromUuid, type SubscriptionId, type TenantId } from '../domain/ids.ts';
+import { type MasterKeys, unseal } from '../domain/sealing.ts';
+import type { SubscriptionState } from '../domain/subscription.ts';
+import type { TenantState } from '../domain/tenant.ts';
+import { type Database, sql } from './database.ts';
+import { retryPolicySchema } from './subscriptions.ts';
+
+/** Where a subscription's deliveries go, and how. */
+export type Target = {
+  readonly subscriptionId: SubscriptionId;
+  /** 16 bytes. */
+  readonly idBytes: Buffer;
+  readonly url: URL;
+  readonly headers: Readonly<Record<string, string>>;
+  readonly retryPolicy: RetryPolicy;
+  readonly attemptTimeoutMs: number;
+  readonly state: SubscriptionState;
+  /** Newest first. `liveUntilMs` is on the monotonic clock. */
+  readonly secrets: readonly { readonly key: Buffer; readonly liveUntilMs: number }[];
+};
+
+/** A tenant as matching and sending see it. */
+export type TenantConfig = {
+  readonly tenantId: TenantId;
+  readonly version: number;
+  readonly state: TenantState;
+  readonly targets: ReadonlyMap<SubscriptionId, Target>;
+  readonly matches: PatternIndex<Target>;
+};
+
+const MAX_AGE_MS = 5_000;
+const MAX_TENANTS = 5_000;
+
+/** The cache. */
+export type TenantConfigs = {
+  /** The configuration, from memory or from the database; undefined for a tenant that does not exist. */
+  readonly get: (tenantId: TenantId) => Promise<TenantConfig | undefined>;
+  /** The same if it is in memory; asks for a check in the background once it is older than 5 s. */
+  readonly peek: (tenantId: TenantId) => TenantConfig | undefined;
+  /** Forgets a tenant, or all: the next use reads it anew. */
+  readonly forget: (tenantId: TenantId | undefined) => void;
+};
+
+type Entry = { readonly config: TenantConfig; checkedAtMs: number };
+
+/** `now` is a monotonic clock in ms; `onError` hears of background checks that failed. */
+export function createTenantConfigs(
+  db: Pick<Database, 'many'>,
+  masterKeys: MasterKeys,
+  now: () => number,
+  onError: (error: unknown) => void,
+): TenantConfigs {
+  const entries = new Map<TenantId, Entry>(); // in the order of their last load: the oldest is evicted first
+  const loading = new Map<TenantId, Promise<TenantConfig | undefined>>();
+  const toCheck = new Set<TenantId>();
+  let checking = false;
+
+  async function load(tenantId: TenantId): Promise<TenantConfig | undefined> {
+    const startedAt = now();
+    const config = await readConfig(db, masterKeys, tenantId, startedAt);
+    // A load that forget() overtook may be of before the change: it serves its waiters and is not kept.
+    if (config !== undefined && loading.has(tenantId)) {
+      entries.delete(tenantId);
+      entries.set(tenantId, { config, checkedAtMs: startedAt });
+      const oldest = entries.size > MAX_TENANTS ? entries.keys().next().value : undefined;
+      if (oldest !== undefined) entries.delete(oldest);
+    }
+    return config;
+  }
+
+  async function check(): Promise<void> {
+    checking = true;
+    try {
+      const ids = [...toCheck];
+      toCheck.clear();
+      const startedAt = now();
+      const versions = await readVersions(db, ids);
+      for (const id of ids) {
+        const entry = entries.get(id);
+        if (entry === undefined) continue;
+        if (versions.get(id) === entry.config.version) entry.checkedAtMs = startedAt;
+        else entries.delete(id);
+      }
+    } catch (error) {
+      onError(error);
+    } finally {
+      checking = false;
+      if (toCheck.size > 0) void check();
+    }
+  }
+
+  const peek = (tenantId: TenantId) => {
+    const entry = entries.get(tenantId);
+    if (entry === undefined) return undefined;
+    if (now() - entry.checkedAtMs > MAX_AGE_MS) {
+      toCheck.add(tenantId);
+      if (!checking) void check();
+    }
+    return entry.config;
+  };
+
+  return {
+    peek,
+    async get(tenantId) {
+      const known = peek(tenantId);
+      if (known !== undefined) return known;
+      const started = loading.get(tenantId);
+      if (started !== undefined) return started;
+      const promise = load(tenantId).finally(() => {
+        if (loading.get(tenantId) === promise) loading.delete(tenantId);
+      });
+      loading.set(tenantId, promise);
+      return promise;
+    },
+    forget(tenantId) {
+      if (tenantId === undefined) {
+        entries.clear();
+        loading.clear();
+      } else {
+        entries.delete(tenantId);
+        loading.delete(tenantId);
+      }
+    },
+  };
+}
+
+const configRow = z.object({
+  config_version: z.number(),
+  tenant_state: z.enum(['active', 'suspended', 'deleting']),
+  id: z.string().nullable(),
+  url: z.string().nullable(),
+  event_types: z.array(z.string()).nullable(),
+  headers: z.record(z.string(), z.string()).nullable(),
+  retry_policy: retryPolicySchema.nullable(),
+  attempt_timeout_ms: z.number().nullable(),
+  state: z.enum(['active', 'paused', 'disabled']).nullable(),
+  sealed: z.array(z.instanceof(Buffer)).nullable(),
+  master_key_ids: z.array(z.string()).nullable(),
+  live_ms: z.array(z.number().nullable()).nullable(),
+});
+type ConfigRow = z.infer<typeof configRow>;
+
+/** One statement, so that the version is never newer than what was read with it. */
+async function readConfig(
+  db: Pick<Database, 'many'>,
+  masterKeys: MasterKeys,
+  tenantId: TenantId,
+  nowMs: number,
+): Promise<TenantConfig | undefined> {
+  const rows = await db.many.any(sql.type(configRow)`
+    SELECT t.config_version, t.state AS tenant_state, s.id, s.url, s.event_types, s.headers, s.retry_policy,
+      s.attempt_timeout_ms, s.state, k.sealed, k.master_key_ids, k.live_ms
+    FROM tenants t
+    LEFT JOIN subscriptions s ON s.tenant_id = t.tenant_id AND s.deleted_at IS NULL
+    LEFT JOIN LATERAL (
+      SELECT array_agg(sealed ORDER BY created_at DESC, id DESC) AS sealed,
+        array_agg(master_key_id ORDER BY created_at DESC, id DESC) AS master_key_ids,
+        array_agg(extract(epoch FROM expires_at - now())::float8 * 1000 ORDER BY created_at DESC, id DESC) AS live_ms
+      FROM subscription_secrets k
+      WHERE k.tenant_id = s.tenant_id AND k.subscription_id = s.id AND (k.expires_at IS NULL OR k.expires_at > now())) k
+      ON true
+    WHERE t.tenant_id = ${tenantId} ORDER BY s.id`);
+  const first = rows[0];
+  if (first === undefined) return undefined;
+  const targets = new Map<SubscriptionId, Target>();
+  const patterns: { patterns: readonly string[]; value: Target }[] = [];
+  for (const row of rows) {
+    if (row.id === null) continue;
+    const target = toTarget(tenantId, row, masterKeys, nowMs);
+    targets.set(target.subscriptionId, target);
+    patterns.push({ patterns: row.event_types ?? [], value: target });
+  }
+  const matches = createPatternIndex(patterns);
+  return { tenantId, version: first.config_version, state: first.tenant_state, targets, matches };
+}
+
+function toTarget(tenantId: TenantId, row: ConfigRow, masterKeys: MasterKeys, nowMs: number): Target {
+  const subscriptionId = idFromUuid('sub', row.id ?? '') as SubscriptionId;
+  const context = { tenantId, resourceId: subscriptionId, column: 'secret' };
+  return {
+    subscriptionId,
+    idBytes: idBytes(subscriptionId),
+    url: new URL(row.url ?? ''),
+    headers: row.headers ?? {},
+    retryPolicy: row.retry_policy ?? DEFAULT_RETRY_POLICY,
+    attemptTimeoutMs: row.attempt_timeout_ms ?? 0,
+    state: row.state ?? 'disabled',
+    secrets: (row.sealed ?? []).map((bytes, i) => ({
+      key: unseal(masterKeys, context, { masterKeyId: row.master_key_ids?.[i] ?? '', bytes }),
+      liveUntilMs: nowMs + (row.live_ms?.[i] ?? Number.POSITIVE_INFINITY),
+    })),
+  };
+}
+
+async function readVersions(
+  db: Pick<Database, 'many'>,
+  ids: readonly TenantId[],
+): Promise<Map<string, number>> {
+  const rows = await db.many.any(sql.type(z.object({ tenant_id: z.string(), config_version: z.number() }))`
+    SELECT tenant_id, config_version FROM tenants WHERE tenant_id = ANY(${sql.array(ids, 'text')})`);
+  return new Map(rows.map((row) => [row.tenant_id, row.config_version]));
+}
