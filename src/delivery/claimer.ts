@@ -1,0 +1,144 @@
+// Feeds the scheduler from the database: queues that are known to hold due deliveries are claimed from while there
+// is room; a walk over all queues finds the others at least once a second, whatever hints were lost.
+import type { ClaimedDelivery } from '../domain/delivery.ts';
+import type { SubscriptionId, TenantId } from '../domain/ids.ts';
+import type { Claimed, QueueHead, QueueKey, WalkPosition } from '../storage/claims.ts';
+
+export type ClaimerDeps = {
+  readonly walk: (from: WalkPosition, limit: number) => Promise<readonly QueueHead[]>;
+  readonly claim: (queues: readonly (QueueKey & { readonly room: number })[]) => Promise<Claimed>;
+  readonly positionAfter: (queue: QueueKey) => WalkPosition;
+  readonly walkStart: WalkPosition;
+  readonly room: (tenantId: TenantId, subscriptionId: SubscriptionId) => number;
+  /** Whether deliveries of this queue may go out: tenant and subscription are active. */
+  readonly isOpen: (queue: QueueKey) => Promise<boolean>;
+  readonly accept: (deliveries: readonly ClaimedDelivery[]) => void;
+  readonly withoutEvent: (claims: Claimed['withoutEvent']) => void;
+  /** Whether results can still be recorded: no claims while the database does not take them. */
+  readonly mayClaim: () => boolean;
+  readonly onError: (error: unknown) => void;
+};
+
+/** Runs until stopped. */
+export type Claimer = {
+  /** These queues have something due; undefined: some queue may have. */
+  readonly poke: (queues: readonly QueueKey[] | undefined) => void;
+  /** Room has come free: goes on with the queues that had more. */
+  readonly resume: () => void;
+  /** No more claims; resolves when the last one is in. */
+  readonly stop: () => Promise<void>;
+};
+
+const WALK_EVERY_MS = 1_000;
+const PAGE = 500;
+const MAX_PAGES = 20;
+const MAX_CLAIM = 200;
+const MAX_QUEUES = 250;
+
+export function createClaimer(deps: ClaimerDeps): Claimer {
+  /** Queues that held more than was claimed, or that somebody said are due. */
+  const due = new Map<string, QueueKey>();
+  let position = deps.walkStart;
+  let walkAt = 0;
+  let stopped = false;
+  let running: Promise<void> | undefined;
+  let again = false;
+  let timer: NodeJS.Timeout | undefined;
+
+  function start(): void {
+    if (stopped) return;
+    if (running !== undefined) {
+      again = true;
+      return;
+    }
+    clearTimeout(timer);
+    running = round()
+      .catch(deps.onError)
+      .finally(() => {
+        running = undefined;
+        if (stopped) return;
+        if (again) {
+          again = false;
+          start();
+        } else {
+          timer = setTimeout(start, Math.max(1, walkAt - performance.now()));
+        }
+      });
+  }
+
+  async function round(): Promise<void> {
+    if (performance.now() >= walkAt) {
+      walkAt = performance.now() + WALK_EVERY_MS; // also when the walk fails: the next try is a second away
+      await walkAll();
+    }
+    while (!stopped && deps.mayClaim()) {
+      const wanted = await nextQueues();
+      if (wanted.length === 0) return;
+      const claimed = await deps.claim(wanted);
+      const counts = new Map<string, number>();
+      for (const c of [...claimed.deliveries, ...claimed.withoutEvent]) {
+        const key = keyOf(c);
+        counts.set(key, (counts.get(key) ?? 0) + 1);
+      }
+      for (const queue of wanted) if ((counts.get(keyOf(queue)) ?? 0) < queue.room) due.delete(keyOf(queue));
+      deps.accept(claimed.deliveries);
+      if (claimed.withoutEvent.length > 0) deps.withoutEvent(claimed.withoutEvent);
+    }
+  }
+
+  /** Looks at every queue's head once, in pages; more pages than MAX_PAGES go on in the next walk. */
+  async function walkAll(): Promise<void> {
+    for (let page = 0; page < MAX_PAGES && !stopped; page++) {
+      const heads = await deps.walk(position, PAGE);
+      for (const head of heads) {
+        if (head.dueInMs <= 0) due.set(keyOf(head), head);
+        else walkAt = Math.min(walkAt, performance.now() + head.dueInMs + 1);
+      }
+      const last = heads[heads.length - 1];
+      if (heads.length < PAGE || last === undefined) {
+        position = deps.walkStart;
+        return;
+      }
+      position = deps.positionAfter(last);
+    }
+  }
+
+  /** Due queues with room, the longest known first; those that are closed are forgotten until they are due again. */
+  async function nextQueues(): Promise<(QueueKey & { readonly room: number })[]> {
+    const wanted: (QueueKey & { readonly room: number })[] = [];
+    for (const [key, queue] of due) {
+      if (wanted.length >= MAX_QUEUES) break;
+      if (!(await deps.isOpen(queue))) {
+        due.delete(key);
+        continue;
+      }
+      const room = Math.min(MAX_CLAIM, deps.room(queue.tenantId, queue.subscriptionId));
+      if (room > 0) wanted.push({ tenantId: queue.tenantId, subscriptionId: queue.subscriptionId, room });
+    }
+    // The first become the last: with more queues than fit in a claim, each has its turn.
+    for (const queue of wanted) {
+      due.delete(keyOf(queue));
+      due.set(keyOf(queue), queue);
+    }
+    return wanted;
+  }
+
+  start();
+  return {
+    poke(queues) {
+      if (queues === undefined) walkAt = 0;
+      else for (const queue of queues) due.set(keyOf(queue), queue);
+      start();
+    },
+    resume() {
+      if (due.size > 0) start();
+    },
+    async stop() {
+      stopped = true;
+      clearTimeout(timer);
+      await running;
+    },
+  };
+}
+
+const keyOf = (queue: QueueKey) => `${queue.tenantId}/${queue.subscriptionId}`;

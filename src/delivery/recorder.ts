@@ -1,0 +1,90 @@
+// Records results in batches. A batch that the database did not take is tried again until its leases have run out;
+// then the deliveries are due again anyway, and the results are dropped (promise P2 holds, P3 lets receivers cope).
+import { setTimeout as wait } from 'node:timers/promises';
+import type { DeliveryRecord } from '../storage/records.ts';
+
+export type RecorderDeps = {
+  /** Writes a batch and returns how many rows were still under their lease. */
+  readonly write: (records: readonly DeliveryRecord[]) => Promise<number>;
+  readonly leaseMs: number;
+  readonly onLeaseLost: (count: number) => void;
+  readonly onError: (error: unknown) => void;
+};
+
+/** Takes results. */
+export type Recorder = {
+  readonly add: (record: DeliveryRecord) => void;
+  /** Results that are not written yet. */
+  readonly backlog: () => number;
+  /** Writes everything that was added so far; resolves when it is written or dropped. */
+  readonly flush: () => Promise<void>;
+};
+
+const FULL_BATCH = 100;
+const MAX_BATCH = 500;
+/** A smaller batch waits this long for company. */
+const GATHER_MS = 5;
+const MAX_WRITES = 2;
+
+export function createRecorder(deps: RecorderDeps): Recorder {
+  let pending: DeliveryRecord[] = [];
+  let writing = 0;
+  let unwritten = 0;
+  let timer: NodeJS.Timeout | undefined;
+  let waiters: (() => void)[] = [];
+
+  function pump(evenSmall: boolean): void {
+    while (pending.length > 0 && writing < MAX_WRITES && (evenSmall || pending.length >= FULL_BATCH)) {
+      const batch = pending.length <= MAX_BATCH ? pending : pending.slice(0, MAX_BATCH);
+      pending = pending.length <= MAX_BATCH ? [] : pending.slice(MAX_BATCH);
+      writing++;
+      void write(batch).finally(() => {
+        writing--;
+        unwritten -= batch.length;
+        // What gathered while this was written is a batch of its own by now, whatever its size.
+        pump(true);
+        if (unwritten === 0) {
+          for (const wake of waiters) wake();
+          waiters = [];
+        }
+      });
+    }
+    if (pending.length > 0 && writing < MAX_WRITES && timer === undefined) {
+      timer = setTimeout(() => {
+        timer = undefined;
+        pump(true);
+      }, GATHER_MS);
+    }
+  }
+
+  async function write(batch: readonly DeliveryRecord[]): Promise<void> {
+    const giveUpAt = performance.now() + deps.leaseMs;
+    for (let delayMs = 50; ; delayMs = Math.min(delayMs * 2, 2_000)) {
+      try {
+        const written = await deps.write(batch);
+        if (written < batch.length) deps.onLeaseLost(batch.length - written);
+        return;
+      } catch (error) {
+        deps.onError(error);
+        if (performance.now() + delayMs > giveUpAt) {
+          deps.onLeaseLost(batch.length);
+          return;
+        }
+        await wait(delayMs);
+      }
+    }
+  }
+
+  return {
+    add(record) {
+      pending.push(record);
+      unwritten++;
+      pump(false);
+    },
+    backlog: () => unwritten,
+    flush() {
+      pump(true);
+      return unwritten === 0 ? Promise.resolve() : new Promise((done) => waiters.push(done));
+    },
+  };
+}

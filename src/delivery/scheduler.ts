@@ -1,0 +1,224 @@
+// Which delivery goes next: round robin over tenants, then over each tenant's subscriptions, under caps on what is in
+// flight. In memory and pure; every operation is O(1). A tenant or subscription that is at its cap or has nothing
+// waiting is in no ring, so it costs nothing.
+import type { ClaimedDelivery } from '../domain/delivery.ts';
+import type { SubscriptionId, TenantId } from '../domain/ids.ts';
+
+/** Bounds of a scheduler. */
+export type SchedulerLimits = {
+  /** In flight in all. */
+  readonly maxInFlight: number;
+  /** In flight of one tenant: less than all, so that one whose endpoints hang cannot hold everything. */
+  readonly maxInFlightOfTenant: number;
+  readonly maxInFlightOfSubscription: number;
+  /** Waiting (and reserved) in all. */
+  readonly maxWaiting: number;
+  readonly maxWaitingOfSubscription: number;
+  /** Bytes of bodies waiting. */
+  readonly maxWaitingBytes: number;
+};
+
+/** The caps that follow from how much may be in flight. */
+export function limitsFor(maxInFlight: number): SchedulerLimits {
+  return {
+    maxInFlight,
+    maxInFlightOfTenant: Math.max(1, Math.ceil(maxInFlight / 2)),
+    maxInFlightOfSubscription: Math.max(1, Math.ceil(maxInFlight / 4)),
+    maxWaiting: maxInFlight * 16,
+    maxWaitingOfSubscription: maxInFlight * 4,
+    maxWaitingBytes: 128 * 1024 * 1024,
+  };
+}
+
+type Queue = {
+  readonly tenant: TenantQueues;
+  readonly subscriptionId: SubscriptionId;
+  waiting: ClaimedDelivery[];
+  head: number;
+  reserved: number;
+  inFlight: number;
+  isInRing: boolean;
+};
+
+type TenantQueues = {
+  readonly tenantId: TenantId;
+  readonly queues: Map<SubscriptionId, Queue>;
+  readonly ring: Ring<Queue>;
+  inFlight: number;
+  isInRing: boolean;
+};
+
+export type Scheduler = ReturnType<typeof createScheduler>;
+
+export function createScheduler(limits: SchedulerLimits) {
+  const tenants = new Map<TenantId, TenantQueues>();
+  const ring = new Ring<TenantQueues>();
+  let waitingCount = 0;
+  let waitingBytes = 0;
+  let reservedCount = 0;
+  let inFlightCount = 0;
+
+  function queueOf(tenantId: TenantId, subscriptionId: SubscriptionId): Queue {
+    let tenant = tenants.get(tenantId);
+    if (tenant === undefined) {
+      tenant = { tenantId, queues: new Map(), ring: new Ring(), inFlight: 0, isInRing: false };
+      tenants.set(tenantId, tenant);
+    }
+    let queue = tenant.queues.get(subscriptionId);
+    if (queue === undefined) {
+      queue = { tenant, subscriptionId, waiting: [], head: 0, reserved: 0, inFlight: 0, isInRing: false };
+      tenant.queues.set(subscriptionId, queue);
+    }
+    return queue;
+  }
+
+  const depth = (queue: Queue) => queue.waiting.length - queue.head;
+
+  function enterRings(queue: Queue): void {
+    const { tenant } = queue;
+    if (!queue.isInRing && depth(queue) > 0 && queue.inFlight < limits.maxInFlightOfSubscription) {
+      queue.isInRing = true;
+      tenant.ring.push(queue);
+    }
+    if (!tenant.isInRing && tenant.ring.size > 0 && tenant.inFlight < limits.maxInFlightOfTenant) {
+      tenant.isInRing = true;
+      ring.push(tenant);
+    }
+  }
+
+  function forgetIfEmpty(queue: Queue): void {
+    if (depth(queue) > 0 || queue.inFlight > 0 || queue.reserved > 0) return;
+    const { tenant } = queue;
+    tenant.queues.delete(queue.subscriptionId);
+    if (tenant.queues.size === 0) tenants.delete(tenant.tenantId);
+  }
+
+  function take(queue: Queue): ClaimedDelivery {
+    const delivery = queue.waiting[queue.head]!;
+    queue.head++;
+    if (queue.head === queue.waiting.length || queue.head >= 1024) {
+      queue.waiting = queue.waiting.slice(queue.head);
+      queue.head = 0;
+    }
+    waitingCount--;
+    waitingBytes -= delivery.event.payload.length;
+    return delivery;
+  }
+
+  function roomOf(queue: Queue | undefined): number {
+    if (waitingBytes >= limits.maxWaitingBytes) return 0;
+    const used = queue === undefined ? 0 : depth(queue) + queue.reserved;
+    return Math.max(
+      0,
+      Math.min(limits.maxWaiting - waitingCount - reservedCount, limits.maxWaitingOfSubscription - used),
+    );
+  }
+
+  return {
+    /** How many more deliveries of this subscription there is room for. */
+    room: (tenantId: TenantId, subscriptionId: SubscriptionId): number =>
+      roomOf(tenants.get(tenantId)?.queues.get(subscriptionId)),
+
+    /** Holds a place for one delivery, if there is room. */
+    reserve(tenantId: TenantId, subscriptionId: SubscriptionId): boolean {
+      const queue = queueOf(tenantId, subscriptionId);
+      if (roomOf(queue) === 0) {
+        forgetIfEmpty(queue);
+        return false;
+      }
+      queue.reserved++;
+      reservedCount++;
+      return true;
+    },
+
+    unreserve(tenantId: TenantId, subscriptionId: SubscriptionId): void {
+      const queue = queueOf(tenantId, subscriptionId);
+      queue.reserved--;
+      reservedCount--;
+      forgetIfEmpty(queue);
+    },
+
+    /** Puts a delivery behind the others of its subscription. */
+    offer(delivery: ClaimedDelivery): void {
+      const queue = queueOf(delivery.tenantId, delivery.subscriptionId);
+      queue.waiting.push(delivery);
+      waitingCount++;
+      waitingBytes += delivery.event.payload.length;
+      enterRings(queue);
+    },
+
+    /** The next delivery, which is in flight from now until finished() is called for it; undefined: none may go. */
+    next(): ClaimedDelivery | undefined {
+      if (inFlightCount >= limits.maxInFlight) return undefined;
+      const tenant = ring.shift();
+      if (tenant === undefined) return undefined;
+      tenant.isInRing = false;
+      const queue = tenant.ring.shift()!;
+      queue.isInRing = false;
+      const delivery = take(queue);
+      inFlightCount++;
+      tenant.inFlight++;
+      queue.inFlight++;
+      enterRings(queue);
+      return delivery;
+    },
+
+    /** Ends what next() began. */
+    finished(delivery: ClaimedDelivery): void {
+      const queue = queueOf(delivery.tenantId, delivery.subscriptionId);
+      inFlightCount--;
+      queue.tenant.inFlight--;
+      queue.inFlight--;
+      enterRings(queue);
+      forgetIfEmpty(queue);
+    },
+
+    /** Takes out everything that waits. */
+    drain(): ClaimedDelivery[] {
+      const all: ClaimedDelivery[] = [];
+      for (const tenant of tenants.values()) {
+        for (const queue of tenant.queues.values()) {
+          while (depth(queue) > 0) all.push(take(queue));
+          queue.isInRing = false;
+        }
+        tenant.ring.clear();
+        tenant.isInRing = false;
+      }
+      ring.clear();
+      return all;
+    },
+
+    waitingCount: () => waitingCount,
+    inFlightCount: () => inFlightCount,
+  };
+}
+
+/** A first-in, first-out list with O(1) ends. */
+class Ring<T> {
+  #items: T[] = [];
+  #head = 0;
+
+  get size(): number {
+    return this.#items.length - this.#head;
+  }
+
+  push(item: T): void {
+    this.#items.push(item);
+  }
+
+  shift(): T | undefined {
+    if (this.size === 0) return undefined;
+    const item = this.#items[this.#head]!;
+    this.#head++;
+    if (this.#head >= 1024 || this.#head === this.#items.length) {
+      this.#items = this.#items.slice(this.#head);
+      this.#head = 0;
+    }
+    return item;
+  }
+
+  clear(): void {
+    this.#items = [];
+    this.#head = 0;
+  }
+}

@@ -1,0 +1,341 @@
+// The worker: claimed → prepared → signed → sent → judged → recorded, for one delivery after the other, as many at
+// once as the scheduler lets go. May import storage, egress, domain and telemetry; publishing hands over to it
+// through compose.
+//
+// A delivery in here is: waiting in the scheduler → in flight → recorded | released | dropped (its lease ran out).
+
+import type { ClaimedDelivery, SendResult, Verdict } from '../domain/delivery.ts';
+import { DispatchError } from '../domain/errors.ts';
+import { type SubscriptionId, type TenantId, timeOfId } from '../domain/ids.ts';
+import { signatureHeader } from '../domain/signature.ts';
+import { judge } from '../domain/verdict.ts';
+import type { SignedRequest } from '../egress/sender.ts';
+import type { Claimed, QueueKey } from '../storage/claims.ts';
+import type { DeliveryRecord } from '../storage/records.ts';
+import type { Target, TenantConfig } from '../storage/tenant-configs.ts';
+import type { AttemptEvent } from '../telemetry/events.ts';
+import { type ClaimerDeps, createClaimer } from './claimer.ts';
+import type { Recorder } from './recorder.ts';
+import { createScheduler, limitsFor } from './scheduler.ts';
+
+export type WorkerDeps = Pick<ClaimerDeps, 'walk' | 'positionAfter' | 'walkStart'> & {
+  readonly claim: (queues: readonly (QueueKey & { readonly room: number })[]) => Promise<Claimed>;
+  readonly configs: {
+    readonly get: (tenantId: TenantId) => Promise<TenantConfig | undefined>;
+    readonly peek: (tenantId: TenantId) => TenantConfig | undefined;
+  };
+  readonly send: (request: SignedRequest, done: (result: SendResult) => void) => void;
+  readonly recorder: Recorder;
+  /** Disables a subscription because of what its endpoint said. */
+  readonly disable: (tenantId: TenantId, subscriptionId: SubscriptionId, reason: string) => Promise<void>;
+  readonly maxInFlight: number;
+  readonly userAgent: string;
+  /** Ms since 1970. */
+  readonly now: () => number;
+  /** Monotonic, in ms. */
+  readonly monotonic: () => number;
+  /** In [0, 1). */
+  readonly random: () => number;
+  readonly onAttempt: (event: AttemptEvent) => void;
+  readonly onClaimed: (count: number) => void;
+  readonly onError: (error: unknown, message: string) => void;
+};
+
+/** A lease must outlast an attempt by this much, or the attempt is not started. */
+const LEASE_MARGIN_MS = 2_000;
+/** Results that may wait for the database before no more attempts are started. */
+const MAX_RECORD_BACKLOG = 5_000;
+/** With fewer waiting than this share of what may be in flight, more is claimed. */
+const LOW_WATER = 2;
+
+export type Worker = ReturnType<typeof createWorker>;
+
+export function createWorker(deps: WorkerDeps) {
+  const scheduler = createScheduler(limitsFor(deps.maxInFlight));
+  let stopping = false;
+  let idleWaiters: (() => void)[] = [];
+
+  const claimer = createClaimer({
+    walk: deps.walk,
+    positionAfter: deps.positionAfter,
+    walkStart: deps.walkStart,
+    claim: deps.claim,
+    room: scheduler.room,
+    isOpen,
+    accept: (deliveries) => {
+      deps.onClaimed(deliveries.length);
+      accept(deliveries);
+    },
+    withoutEvent: (claims) => {
+      for (const c of claims) {
+        const failure = {
+          errorClass: 'internal',
+          message: 'the event is not in the history any more',
+        } as const;
+        deps.recorder.add({
+          ...fenceOf(c),
+          kind: 'dead',
+          reason: 'event_expired',
+          attempt: undefined,
+          failure,
+          eventType: '',
+          attemptCount: c.attemptCount,
+        });
+      }
+    },
+    mayClaim: () => deps.recorder.backlog() < MAX_RECORD_BACKLOG && !stopping,
+    onError: (error) => deps.onError(error, 'claiming failed'),
+  });
+
+  async function isOpen(queue: QueueKey): Promise<boolean> {
+    const config = deps.configs.peek(queue.tenantId) ?? (await deps.configs.get(queue.tenantId));
+    const target = config?.targets.get(queue.subscriptionId);
+    return config?.state === 'active' && target?.state === 'active';
+  }
+
+  function accept(deliveries: readonly ClaimedDelivery[]): void {
+    for (const delivery of deliveries) scheduler.offer(delivery);
+    pump();
+  }
+
+  function pump(): void {
+    while (!stopping && deps.recorder.backlog() < MAX_RECORD_BACKLOG) {
+      const delivery = scheduler.next();
+      if (delivery === undefined) break;
+      begin(delivery);
+    }
+    if (scheduler.waitingCount() * LOW_WATER < deps.maxInFlight) claimer.resume();
+  }
+
+  function begin(delivery: ClaimedDelivery): void {
+    const config = deps.configs.peek(delivery.tenantId);
+    if (config !== undefined) {
+      prepare(delivery, config);
+      return;
+    }
+    deps.configs.get(delivery.tenantId).then(
+      (loaded) => prepare(delivery, loaded),
+      (error) => {
+        deps.onError(error, 'a tenant’s configuration could not be read');
+        end(delivery, { ...fenceOf(delivery), kind: 'release', delayMs: 1_000 });
+      },
+    );
+  }
+
+  /** Prepare: is there still somebody to deliver to, and time enough? */
+  function prepare(delivery: ClaimedDelivery, config: TenantConfig | undefined): void {
+    const target = config?.targets.get(delivery.subscriptionId);
+    if (config === undefined || target === undefined) {
+      end(delivery, { ...fenceOf(delivery), kind: 'cancelled' });
+    } else if (config.state !== 'active' || target.state !== 'active') {
+      end(delivery, { ...fenceOf(delivery), kind: 'release', delayMs: 0 });
+    } else if (deps.monotonic() + target.attemptTimeoutMs + LEASE_MARGIN_MS > delivery.leaseUntilMs) {
+      // It waited here for too long: back to the queue, uncharged, before the lease ends by itself.
+      end(delivery, { ...fenceOf(delivery), kind: 'release', delayMs: 0 });
+    } else {
+      attempt(delivery, target);
+    }
+  }
+
+  function attempt(delivery: ClaimedDelivery, target: Target): void {
+    const startedAtMs = deps.now();
+    const startedAt = deps.monotonic();
+    let request: SignedRequest;
+    try {
+      request = sign(delivery, target, startedAtMs, startedAt, deps.userAgent);
+    } catch (error) {
+      deps.onError(error, 'a request could not be signed');
+      end(delivery, { ...fenceOf(delivery), kind: 'release', delayMs: 60_000 });
+      return;
+    }
+    const lagMs = startedAtMs - delivery.dueAtMs;
+    deps.send(request, (result) => {
+      const durationMs = deps.monotonic() - startedAt;
+      finish(delivery, target, result, { startedAtMs, durationMs, lagMs });
+    });
+  }
+
+  function finish(
+    delivery: ClaimedDelivery,
+    target: Target,
+    result: SendResult,
+    times: { readonly startedAtMs: number; readonly durationMs: number; readonly lagMs: number },
+  ): void {
+    const attemptNumber = delivery.attemptCount + 1;
+    const nowMs = deps.now();
+    const verdict = judge({
+      result,
+      policy: target.retryPolicy,
+      attemptOfRound: attemptNumber - delivery.retryBase,
+      ageMs: nowMs - (delivery.roundAtMs ?? timeOfId(delivery.idBytes)),
+      nowMs,
+      random: deps.random(),
+    });
+    end(delivery, recordOf(delivery, result, verdict, attemptNumber, times));
+    deps.onAttempt(eventOf(delivery, target, result, verdict, attemptNumber, times));
+    if (verdict.kind !== 'succeeded' && verdict.disable) {
+      const reason = 'the endpoint answered 410 Gone';
+      deps.disable(delivery.tenantId, delivery.subscriptionId, reason).catch((error) => {
+        // Deleted meanwhile: there is nothing left to disable.
+        if (!(error instanceof DispatchError)) deps.onError(error, 'a subscription could not be disabled');
+      });
+    }
+  }
+
+  function end(delivery: ClaimedDelivery, record: DeliveryRecord): void {
+    deps.recorder.add(record);
+    scheduler.finished(delivery);
+    if (stopping && scheduler.inFlightCount() === 0) {
+      for (const wake of idleWaiters) wake();
+      idleWaiters = [];
+    }
+    pump();
+  }
+
+  return {
+    /** See LocalWorker in publishing/group-commit.ts. */
+    reserve: (tenantId: TenantId, subscriptionId: SubscriptionId) =>
+      !stopping && scheduler.reserve(tenantId, subscriptionId),
+    unreserve: scheduler.unreserve,
+    accept(deliveries: readonly ClaimedDelivery[]): void {
+      for (const d of deliveries) scheduler.unreserve(d.tenantId, d.subscriptionId);
+      if (stopping)
+        for (const d of deliveries) deps.recorder.add({ ...fenceOf(d), kind: 'release', delayMs: 0 });
+      else accept(deliveries);
+    },
+    /** These queues have something due; undefined: some queue may have. */
+    poke: claimer.poke,
+    waitingCount: scheduler.waitingCount,
+    inFlightCount: scheduler.inFlightCount,
+    /**
+     * Stops claiming, gives back at once what has not been started, and waits up to `graceMs` for what is on the
+     * wire. What is left then is taken over by others when its lease ends.
+     */
+    async stop(graceMs: number): Promise<void> {
+      stopping = true;
+      await claimer.stop();
+      for (const d of scheduler.drain()) deps.recorder.add({ ...fenceOf(d), kind: 'release', delayMs: 0 });
+      if (scheduler.inFlightCount() > 0) {
+        await new Promise<void>((done) => {
+          const timer = setTimeout(done, graceMs);
+          idleWaiters.push(() => {
+            clearTimeout(timer);
+            done();
+          });
+        });
+      }
+      await deps.recorder.flush();
+    },
+  };
+}
+
+const fenceOf = (d: Pick<ClaimedDelivery, 'tenantId' | 'idBytes' | 'lease'>) => ({
+  tenantId: d.tenantId,
+  idBytes: d.idBytes,
+  lease: d.lease,
+});
+
+/** Sign: Standard Webhooks headers with a fresh timestamp, by every live secret, newest first. */
+function sign(
+  delivery: ClaimedDelivery,
+  target: Target,
+  nowMs: number,
+  monotonicMs: number,
+  userAgent: string,
+): SignedRequest {
+  const { event } = delivery;
+  const keys = target.secrets.filter((s) => s.liveUntilMs > monotonicMs).map((s) => s.key);
+  if (keys.length === 0) throw new Error(`subscription ${target.subscriptionId} has no live secret`);
+  const timestamp = Math.floor(nowMs / 1000);
+  const headers = [
+    'content-type',
+    event.contentType,
+    'user-agent',
+    userAgent,
+    'webhook-id',
+    event.eventId,
+    'webhook-timestamp',
+    String(timestamp),
+    'webhook-signature',
+    signatureHeader(keys, event.eventId, timestamp, event.payload),
+    'dispatch-event-type',
+    event.type,
+    'dispatch-delivery-id',
+    delivery.deliveryId,
+    'dispatch-attempt',
+    String(delivery.attemptCount + 1),
+  ];
+  for (const name in target.headers) headers.push(name, target.headers[name]!);
+  const { origin, pathname, search } = target.url;
+  return {
+    origin,
+    path: pathname + search,
+    headers,
+    body: event.payload,
+    timeoutMs: target.attemptTimeoutMs,
+  };
+}
+
+type Times = { readonly startedAtMs: number; readonly durationMs: number };
+
+function recordOf(
+  delivery: ClaimedDelivery,
+  result: SendResult,
+  verdict: Verdict,
+  attemptNumber: number,
+  times: Times,
+): DeliveryRecord {
+  const attempt = {
+    attempt: attemptNumber,
+    status: result.kind === 'response' ? result.status : undefined,
+    startedAtMs: times.startedAtMs,
+    durationUs: Math.round(times.durationMs * 1000),
+    responseBody: result.kind === 'response' ? result.body : Buffer.alloc(0),
+  };
+  const fence = fenceOf(delivery);
+  switch (verdict.kind) {
+    case 'succeeded':
+      return { ...fence, kind: 'succeeded', attempt };
+    case 'retry':
+      return { ...fence, kind: 'retry', attempt, failure: verdict, delayMs: verdict.delayMs };
+    case 'dead': {
+      const { reason } = verdict;
+      const eventType = delivery.event.type;
+      return {
+        ...fence,
+        kind: 'dead',
+        reason,
+        attempt,
+        failure: verdict,
+        eventType,
+        attemptCount: attemptNumber,
+      };
+    }
+  }
+}
+
+function eventOf(
+  delivery: ClaimedDelivery,
+  target: Target,
+  result: SendResult,
+  verdict: Verdict,
+  attemptNumber: number,
+  times: Times & { readonly lagMs: number },
+): AttemptEvent {
+  return {
+    tenantId: delivery.tenantId,
+    eventId: delivery.event.eventId,
+    eventType: delivery.event.type,
+    subscriptionId: delivery.subscriptionId,
+    deliveryId: delivery.deliveryId,
+    attempt: attemptNumber,
+    outcome: verdict.kind,
+    status: result.kind === 'response' ? result.status : 0,
+    errorClass: verdict.kind === 'succeeded' ? undefined : verdict.errorClass,
+    origin: target.url.origin,
+    durationMs: Math.round(times.durationMs * 1000) / 1000,
+    lagMs: Math.round(times.lagMs * 1000) / 1000,
+    retryInMs: verdict.kind === 'retry' ? verdict.delayMs : undefined,
+    payloadBytes: delivery.event.payload.length,
+  };
+}

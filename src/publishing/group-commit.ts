@@ -1,0 +1,344 @@
+// Group commit: concurrent publishes of one instance, of any tenants, become one statement. No timer: while one
+// commit runs the next batch fills. May import storage, domain and telemetry.
+//
+// States of an item: queued → in a commit → done, or back to queued (its tenant's configuration changed; its key's
+// owner vanished) at most MAX_ROUNDS times.
+import { performance } from 'node:perf_hooks';
+import type { ClaimedDelivery } from '../domain/delivery.ts';
+import { DispatchError, notFound } from '../domain/errors.ts';
+import type { NewEvent } from '../domain/event.ts';
+import {
+  type DeliveryId,
+  deliveryIdOf,
+  type EventId,
+  encodeId,
+  type IdSource,
+  type SubscriptionId,
+  type TenantId,
+} from '../domain/ids.ts';
+import type { QueueKey } from '../storage/claims.ts';
+import type { IngestBatch, IngestEvent, IngestResult } from '../storage/ingest.ts';
+import type { Target, TenantConfig } from '../storage/tenant-configs.ts';
+
+/** The answer to a publish. */
+export type Published = {
+  readonly eventId: EventId;
+  readonly duplicate: boolean;
+  readonly deliveryCount: number;
+};
+
+export type PublishOutcome =
+  | { readonly ok: true; readonly published: Published }
+  | { readonly ok: false; readonly error: DispatchError };
+
+/** The worker of this process, if it has one: deliveries can be handed to it right after the commit. */
+export type LocalWorker = {
+  /** Holds a place for one delivery; false when there is no room. */
+  readonly reserve: (tenantId: TenantId, subscriptionId: SubscriptionId) => boolean;
+  /** Takes deliveries whose places were reserved. */
+  readonly accept: (deliveries: readonly ClaimedDelivery[]) => void;
+  /** Gives reserved places back. */
+  readonly unreserve: (tenantId: TenantId, subscriptionId: SubscriptionId) => void;
+};
+
+export type GroupCommitDeps = {
+  readonly ingest: (batch: IngestBatch) => Promise<IngestResult[]>;
+  readonly configs: {
+    readonly get: (tenantId: TenantId) => Promise<TenantConfig | undefined>;
+    readonly peek: (tenantId: TenantId) => TenantConfig | undefined;
+    readonly forget: (tenantId: TenantId) => void;
+  };
+  readonly localWorker: LocalWorker | undefined;
+  /** Says that queues have something due that nobody holds. */
+  readonly ready: (queues: Iterable<QueueKey>) => void;
+  readonly ids: IdSource;
+  readonly randomBytes: (size: number) => Buffer;
+  readonly leaseMs: number;
+  /** Turns an error of the database into what a caller sees; undefined: not the database's state. */
+  readonly unavailable: (error: unknown) => DispatchError | undefined;
+  readonly onCommit: (eventCount: number, seconds: number) => void;
+  readonly onError: (error: unknown) => void;
+};
+
+/** Stores events. */
+export type GroupCommit = {
+  /** Stores one event; `done` is called once it is committed or refused. `isWanted` false drops it unstored. */
+  readonly add: (event: NewEvent, isWanted: () => boolean, done: (outcome: PublishOutcome) => void) => void;
+  /** Resolves when nothing is queued or in a commit. */
+  readonly idle: () => Promise<void>;
+};
+
+const MAX_EVENTS = 500;
+const MAX_BYTES = 4 * 1024 * 1024;
+const MAX_DELIVERIES = 10_000;
+/** A second and third commit run beside the first only when this much waits: small batches cost more each. */
+const BESIDE = 100;
+const MAX_COMMITS = 3;
+const MAX_ROUNDS = 10;
+/** Events that may wait; beyond it publishing is refused rather than memory filled. */
+const MAX_QUEUED = 20_000;
+const MAX_QUEUED_BYTES = 256 * 1024 * 1024;
+
+type Item = {
+  readonly event: NewEvent;
+  readonly isWanted: () => boolean;
+  readonly done: (outcome: PublishOutcome) => void;
+  rounds: number;
+};
+
+type Matched = IngestEvent & { readonly item: Item; readonly targets: readonly Target[] };
+
+export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
+  let queue: Item[] = [];
+  let queuedBytes = 0;
+  let commits = 0;
+  let waiters: (() => void)[] = [];
+
+  function pump(): void {
+    while (queue.length > 0 && (commits === 0 || (commits < MAX_COMMITS && queue.length >= BESIDE))) {
+      commits++;
+      void commit(take()).finally(() => {
+        commits--;
+        pump();
+        if (commits === 0 && queue.length === 0) {
+          for (const wake of waiters) wake();
+          waiters = [];
+        }
+      });
+    }
+  }
+
+  function take(): Item[] {
+    let bytes = 0;
+    let count = 0;
+    while (count < queue.length && count < MAX_EVENTS && bytes < MAX_BYTES)
+      bytes += queue[count++]!.event.payload.length;
+    const items = count === queue.length ? queue : queue.slice(0, count);
+    queue = count === queue.length ? [] : queue.slice(count);
+    queuedBytes -= bytes;
+    return items;
+  }
+
+  function requeue(items: readonly Item[]): void {
+    const again: Item[] = [];
+    for (const item of items) {
+      if (++item.rounds < MAX_ROUNDS) again.push(item);
+      else
+        refuse(
+          item,
+          new DispatchError('UNAVAILABLE', 'the tenant changes too fast; try again', { retryAfterMs: 100 }),
+        );
+    }
+    for (const item of again) queuedBytes += item.event.payload.length;
+    queue = [...again, ...queue];
+  }
+
+  async function commit(items: readonly Item[]): Promise<void> {
+    const startedAt = performance.now();
+    let matched: Matched[] = [];
+    try {
+      const { ready, later } = await prepare(items.filter((item) => item.isWanted()));
+      if (later.length > 0) requeue(later);
+      if (ready.events.length === 0) return;
+      matched = ready.events;
+      const results = await deps.ingest(ready);
+      deps.onCommit(matched.length, (performance.now() - startedAt) / 1000);
+      settle(matched, results, ready.lease, startedAt);
+    } catch (error) {
+      const known = error instanceof DispatchError ? error : deps.unavailable(error);
+      if (known === undefined) deps.onError(error);
+      const shown = known ?? new DispatchError('INTERNAL', 'the event could not be stored', { cause: error });
+      for (const m of matched) giveBack(m);
+      for (const item of matched.length > 0 ? matched.map((m) => m.item) : items) refuse(item, shown);
+    }
+  }
+
+  /** Matches events with their tenants' configurations. A key may occur once in a batch: repeats come later. */
+  async function prepare(items: readonly Item[]): Promise<{
+    ready: IngestBatch & { readonly events: Matched[] };
+    later: Item[];
+  }> {
+    const tenants = new Map<TenantId, number>();
+    const configs = new Map<TenantId, TenantConfig | DispatchError>();
+    const keys = new Set<string>();
+    const events: Matched[] = [];
+    const later: Item[] = [];
+    let deliveryCount = 0;
+    for (const item of items) {
+      const { event } = item;
+      let config = configs.get(event.tenantId);
+      if (config === undefined) {
+        config =
+          deps.configs.peek(event.tenantId) ?? (await deps.configs.get(event.tenantId)) ?? unknown(event);
+        config = config instanceof DispatchError || config.state === 'active' ? config : inactive(config);
+        configs.set(event.tenantId, config);
+        if (!(config instanceof DispatchError)) tenants.set(event.tenantId, config.version);
+      }
+      if (config instanceof DispatchError) {
+        deps.configs.forget(event.tenantId);
+        refuse(item, config);
+        continue;
+      }
+      const targets = config.matches.match(event.type);
+      const key = event.idempotencyKey === '' ? '' : `${event.tenantId}/${event.idempotencyKey}`;
+      const isFull = events.length > 0 && deliveryCount + targets.length > MAX_DELIVERIES;
+      if (isFull || (key !== '' && keys.has(key))) {
+        item.rounds--; // not this item's fault
+        later.push(item);
+        continue;
+      }
+      if (key !== '') keys.add(key);
+      deliveryCount += targets.length;
+      events.push(match(item, targets));
+    }
+    const lease = deps.randomBytes(16);
+    return { ready: { tenants, events, lease, leaseMs: deps.leaseMs }, later };
+  }
+
+  function match(item: Item, targets: readonly Target[]): Matched {
+    const { event } = item;
+    const eventId = deps.ids.eventBytes();
+    const mayOwn = deps.localWorker !== undefined && !(event.deliverAfterMs !== undefined);
+    const deliveries = targets.map((target, i) => ({
+      deliveryId: deliveryIdOf(eventId, i + 1),
+      subscriptionId: target.idBytes,
+      owned:
+        mayOwn &&
+        target.state === 'active' &&
+        deps.localWorker?.reserve(event.tenantId, target.subscriptionId) === true,
+    }));
+    return { event, eventId, deliveries, item, targets };
+  }
+
+  function settle(
+    matched: readonly Matched[],
+    results: readonly IngestResult[],
+    lease: Buffer,
+    startedAt: number,
+  ): void {
+    const again: Item[] = [];
+    const owned: ClaimedDelivery[] = [];
+    const readyQueues = new Map<string, QueueKey>();
+    for (const [i, m] of matched.entries()) {
+      const result = results[i]!;
+      switch (result.kind) {
+        case 'stored': {
+          const eventId = encodeId('evt', m.eventId) as EventId;
+          handOver(m, eventId, lease, startedAt, owned, readyQueues);
+          m.item.done({
+            ok: true,
+            published: { eventId, duplicate: false, deliveryCount: m.deliveries.length },
+          });
+          break;
+        }
+        case 'duplicate':
+          giveBack(m);
+          m.item.done(duplicateOutcome(m.event, result));
+          break;
+        case 'stale':
+          deps.configs.forget(m.event.tenantId);
+          giveBack(m);
+          again.push(m.item);
+          break;
+        case 'retry':
+          giveBack(m);
+          again.push(m.item);
+          break;
+      }
+    }
+    if (owned.length > 0) deps.localWorker?.accept(owned);
+    if (readyQueues.size > 0) deps.ready(readyQueues.values());
+    if (again.length > 0) requeue(again);
+  }
+
+  /** The deliveries of a stored event: to the local worker, or to whoever hears that their queues are ready. */
+  function handOver(
+    m: Matched,
+    eventId: EventId,
+    lease: Buffer,
+    startedAt: number,
+    owned: ClaimedDelivery[],
+    readyQueues: Map<string, QueueKey>,
+  ): void {
+    const { tenantId, type, contentType, payload, deliverAfterMs } = m.event;
+    const nowMs = Date.now();
+    for (const [i, delivery] of m.deliveries.entries()) {
+      const target = m.targets[i]!;
+      const { subscriptionId } = target;
+      if (delivery.owned) {
+        owned.push({
+          tenantId,
+          deliveryId: encodeId('dlv', delivery.deliveryId) as DeliveryId,
+          idBytes: delivery.deliveryId,
+          subscriptionId,
+          attemptCount: 0,
+          retryBase: 0,
+          roundAtMs: undefined,
+          lease,
+          leaseUntilMs: startedAt + deps.leaseMs,
+          dueAtMs: nowMs,
+          event: { eventId, type, contentType, payload },
+        });
+      } else if (target.state === 'active' && (deliverAfterMs === undefined || deliverAfterMs <= nowMs)) {
+        readyQueues.set(`${tenantId}/${subscriptionId}`, { tenantId, subscriptionId });
+      }
+    }
+  }
+
+  function giveBack(m: Matched): void {
+    for (const [i, delivery] of m.deliveries.entries()) {
+      if (delivery.owned) deps.localWorker?.unreserve(m.event.tenantId, m.targets[i]!.subscriptionId);
+    }
+  }
+
+  return {
+    add(event, isWanted, done) {
+      if (queue.length >= MAX_QUEUED || queuedBytes >= MAX_QUEUED_BYTES) {
+        const message = 'more is being published than the database takes; try again later';
+        const details = { reason: 'PUBLISH_QUEUE_FULL', retryAfterMs: 1_000 };
+        done({ ok: false, error: new DispatchError('RESOURCE_EXHAUSTED', message, details) });
+        return;
+      }
+      queuedBytes += event.payload.length;
+      queue.push({ event, isWanted, done, rounds: 0 });
+      // The microtask lets the events of one request, and of requests read in one turn, go into one commit.
+      if (commits === 0 && queue.length === 1) queueMicrotask(pump);
+      else if (queue.length >= BESIDE) pump();
+    },
+    idle: () =>
+      commits === 0 && queue.length === 0 ? Promise.resolve() : new Promise((done) => waiters.push(done)),
+  };
+}
+
+const unknown = (event: NewEvent) => notFound('tenant', event.tenantId);
+
+function inactive(config: TenantConfig): DispatchError {
+  if (config.state === 'deleting') return notFound('tenant', config.tenantId);
+  return new DispatchError('FAILED_PRECONDITION', `tenant ${config.tenantId} is suspended`, {
+    reason: 'TENANT_SUSPENDED',
+  });
+}
+
+function refuse(item: Item, error: DispatchError): void {
+  item.done({ ok: false, error });
+}
+
+function duplicateOutcome(
+  event: NewEvent,
+  result: Extract<IngestResult, { kind: 'duplicate' }>,
+): PublishOutcome {
+  const { eventId, deliveryCount, same } = result;
+  if (same) return { ok: true, published: { eventId, duplicate: true, deliveryCount } };
+  const message = `idempotency key "${event.idempotencyKey}" was used for another event (${eventId}) within 24 h`;
+  const field = {
+    field: 'event.idempotency_key',
+    description: 'use a new key for a new event, or repeat the same event',
+  };
+  return {
+    ok: false,
+    error: new DispatchError('ALREADY_EXISTS', message, {
+      violations: [field],
+      reason: 'IDEMPOTENCY_CONFLICT',
+    }),
+  };
+}

@@ -1,0 +1,145 @@
+// Prometheus metrics: one function for each thing that happens. No tenant labels here: their number is not bounded.
+import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from 'prom-client';
+import type { AttemptEvent } from './events.ts';
+
+const LATENCY_SECONDS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60];
+
+/** The outcome of publishing one event. */
+export type PublishOutcome = 'stored' | 'duplicate' | 'refused' | 'failed';
+
+/** Readings taken when /metrics is asked for. */
+export type Gauges = {
+  /** Deliveries leased to this process and waiting in its memory. */
+  readonly queueDepth: () => number;
+  readonly inFlight: () => number;
+  /** Results of attempts that are not recorded yet. */
+  readonly recordBacklog: () => number;
+  readonly endpointPools: () => number;
+  /** Connections to Postgres of the hot statements: in use, idle, and callers waiting for one. */
+  readonly databasePool: () => { readonly used: number; readonly idle: number; readonly waiting: number };
+};
+
+export type Metrics = ReturnType<typeof createMetrics>;
+
+/** Registers everything on a registry of its own. */
+export function createMetrics() {
+  const registry = new Registry();
+  collectDefaultMetrics({ register: registry });
+  const registers = [registry];
+  const publishes = new Counter({
+    name: 'dispatch_publishes_total',
+    help: 'Events that callers published, by outcome.',
+    labelNames: ['outcome'],
+    registers,
+  });
+  const commitSize = new Histogram({
+    name: 'dispatch_group_commit_events',
+    help: 'Events in one group commit.',
+    buckets: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000],
+    registers,
+  });
+  const commitSeconds = new Histogram({
+    name: 'dispatch_group_commit_seconds',
+    help: 'Duration of one group commit.',
+    buckets: LATENCY_SECONDS,
+    registers,
+  });
+  const deliveries = new Counter({
+    name: 'dispatch_attempts_total',
+    help: 'Attempts, by outcome and error class.',
+    labelNames: ['outcome', 'error_class'],
+    registers,
+  });
+  const attemptSeconds = new Histogram({
+    name: 'dispatch_attempt_seconds',
+    help: 'Duration of attempts.',
+    buckets: LATENCY_SECONDS,
+    registers,
+  });
+  const lagSeconds = new Histogram({
+    name: 'dispatch_delivery_lag_seconds',
+    help: 'From a delivery being due to its request being sent.',
+    buckets: LATENCY_SECONDS,
+    registers,
+  });
+  const leasesLost = new Counter({
+    name: 'dispatch_leases_lost_total',
+    help: 'Results that were dropped because another worker had taken the delivery over.',
+    registers,
+  });
+  const claims = new Counter({
+    name: 'dispatch_claimed_total',
+    help: 'Deliveries claimed from the database.',
+    registers,
+  });
+  const rpcSeconds = new Histogram({
+    name: 'dispatch_rpc_seconds',
+    help: 'Duration of calls, by method and code.',
+    labelNames: ['method', 'code'],
+    buckets: LATENCY_SECONDS,
+    registers,
+  });
+  const removed = new Counter({
+    name: 'dispatch_maintenance_rows_total',
+    help: 'What maintenance did, by kind.',
+    labelNames: ['kind'],
+    registers,
+  });
+  const succeeded = deliveries.labels('succeeded', '');
+  const byOutcome = {
+    stored: publishes.labels('stored'),
+    duplicate: publishes.labels('duplicate'),
+    refused: publishes.labels('refused'),
+    failed: publishes.labels('failed'),
+  };
+  return {
+    registry,
+    published: (outcome: PublishOutcome) => byOutcome[outcome].inc(),
+    groupCommitted: (eventCount: number, seconds: number) => {
+      commitSize.observe(eventCount);
+      commitSeconds.observe(seconds);
+    },
+    attempted: (event: AttemptEvent) => {
+      if (event.outcome === 'succeeded') succeeded.inc();
+      else deliveries.inc({ outcome: event.outcome, error_class: event.errorClass ?? '' });
+      attemptSeconds.observe(event.durationMs / 1000);
+      lagSeconds.observe(Math.max(0, event.lagMs) / 1000);
+    },
+    leaseLost: (count: number) => leasesLost.inc(count),
+    claimed: (count: number) => claims.inc(count),
+    called: (method: string, code: string, seconds: number) => rpcSeconds.observe({ method, code }, seconds),
+    maintained: (kind: string, count: number) => removed.inc({ kind }, count),
+    /** Registers readings; call once. */
+    observe: (gauges: Gauges) => {
+      const gauge = (name: string, help: string, read: () => number) =>
+        new Gauge({
+          name,
+          help,
+          registers,
+          collect() {
+            this.set(read());
+          },
+        });
+      gauge(
+        'dispatch_queue_depth',
+        'Deliveries leased to this process and waiting in its memory.',
+        gauges.queueDepth,
+      );
+      gauge('dispatch_in_flight', 'Requests to endpoints under way.', gauges.inFlight);
+      gauge('dispatch_record_backlog', 'Results that are not recorded yet.', gauges.recordBacklog);
+      gauge('dispatch_endpoint_pools', 'Origins with open connections.', gauges.endpointPools);
+      new Gauge({
+        name: 'dispatch_database_connections',
+        help: 'Connections of the hot statements, by state; waiting are callers without one.',
+        labelNames: ['state'],
+        registers,
+        collect() {
+          const pool = gauges.databasePool();
+          this.set({ state: 'used' }, pool.used);
+          this.set({ state: 'idle' }, pool.idle);
+          this.set({ state: 'waiting' }, pool.waiting);
+        },
+      });
+    },
+  };
+}
