@@ -1,0 +1,211 @@
+// The one path of every call, whichever server it came by: authenticate, find the tenant, run, map the error, count
+// and log. Folder's purpose: the contract on the wire. May import everything below it.
+import type {
+  DescMessage,
+  DescMethod,
+  DescMethodBiDiStreaming,
+  DescMethodUnary,
+  DescService,
+  MessageInitShape,
+  MessageShape,
+} from '@bufbuild/protobuf';
+import { DispatchError } from '../domain/errors.ts';
+import { parseTenantId, type TenantId } from '../domain/ids.ts';
+import { accessOf } from './access.ts';
+import type { Authenticate, Principal } from './authentication.ts';
+import { shownError } from './errors.ts';
+
+/** What a handler knows of its caller. */
+export type CallContext = {
+  readonly principal: Principal;
+  /** The tenant of a `tenant` call; for others, the one the request named, if any. */
+  readonly tenantId: TenantId | undefined;
+  /** False once the caller has gone or its deadline has passed. */
+  readonly isLive: () => boolean;
+};
+
+/** What a transport knows of a call. */
+export type TransportCall = {
+  readonly authorization: string | undefined;
+  readonly isLive: () => boolean;
+};
+
+/** Handlers of unary methods. */
+export type UnaryHandler<I extends DescMessage = DescMessage, O extends DescMessage = DescMessage> = (
+  request: MessageShape<I>,
+  context: CallContext,
+) => Promise<MessageInitShape<O>>;
+
+/** Handlers of streams of requests with a stream of answers, pushed rather than pulled. */
+export type StreamHandler<I extends DescMessage = DescMessage, O extends DescMessage = DescMessage> = (
+  context: CallContext,
+  write: (answer: MessageInitShape<O>) => void,
+) => {
+  readonly message: (request: MessageShape<I>) => void;
+  /** Requests that are not answered yet. */
+  readonly outstanding: () => number;
+  /** Resolves when every request is answered. */
+  readonly end: () => Promise<void>;
+};
+
+/** The handlers of a service: one for each of its methods. */
+export type ServiceHandlers<S extends DescService> = {
+  readonly [M in keyof S['method']]: S['method'][M] extends DescMethodUnary<infer I, infer O>
+    ? UnaryHandler<I, O>
+    : S['method'][M] extends DescMethodBiDiStreaming<infer I, infer O>
+      ? StreamHandler<I, O>
+      : never;
+};
+
+/** A service with its handlers, for the servers. */
+export type BoundService = {
+  readonly desc: DescService;
+  readonly unary: (method: DescMethod) => UnaryHandler;
+  readonly stream: (method: DescMethod) => StreamHandler;
+};
+
+/** Binds handlers to a service; the types make sure that none is missing. */
+export function bindService<S extends DescService>(desc: S, handlers: ServiceHandlers<S>): BoundService {
+  const find = (method: DescMethod) => (handlers as Readonly<Record<string, unknown>>)[method.localName];
+  return {
+    desc,
+    unary: (method) => find(method) as UnaryHandler,
+    stream: (method) => find(method) as StreamHandler,
+  };
+}
+
+export type CallPathDeps = {
+  readonly authenticate: Authenticate;
+  readonly unavailable: (error: unknown) => DispatchError | undefined;
+  /** Called once for each call, with the error that the caller saw, if any. */
+  readonly onCall: (
+    method: string,
+    error: DispatchError | undefined,
+    seconds: number,
+    tenantId: string,
+  ) => void;
+  /** Monotonic, in ms. */
+  readonly now: () => number;
+};
+
+export type CallPath = ReturnType<typeof createCallPath>;
+
+export function createCallPath(deps: CallPathDeps) {
+  const names = new Map<
+    DescMethod,
+    { readonly full: string; readonly access: ReturnType<typeof accessOf> }
+  >();
+  function nameOf(method: DescMethod) {
+    let name = names.get(method);
+    if (name === undefined) {
+      name = {
+        full: `${method.parent.typeName}/${method.name}`,
+        access: accessOf(method.parent.typeName, method.name),
+      };
+      names.set(method, name);
+    }
+    return name;
+  }
+
+  async function contextOf(
+    method: DescMethod,
+    call: TransportCall,
+    requestedTenant: string,
+  ): Promise<CallContext> {
+    const found = deps.authenticate(call.authorization);
+    const principal = found instanceof Promise ? await found : found;
+    const tenantId = resolveTenant(principal, nameOf(method).access, requestedTenant);
+    return { principal, tenantId, isLive: call.isLive };
+  }
+
+  function end(
+    method: DescMethod,
+    startedAt: number,
+    error: DispatchError | undefined,
+    tenantId: string,
+  ): void {
+    deps.onCall(nameOf(method).full, error, (deps.now() - startedAt) / 1000, tenantId);
+  }
+
+  return {
+    /** Runs a unary call. Rejects with a DispatchError that the caller may see, and with nothing else. */
+    async unary(
+      method: DescMethod,
+      handler: UnaryHandler,
+      request: MessageShape<DescMessage>,
+      call: TransportCall,
+    ): Promise<MessageInitShape<DescMessage>> {
+      const startedAt = deps.now();
+      let tenantId = '';
+      try {
+        tenantId = tenantOfRequest(request);
+        const context = await contextOf(method, call, tenantId);
+        tenantId = context.tenantId ?? '';
+        const answer = await handler(request, context);
+        end(method, startedAt, undefined, tenantId);
+        return answer;
+      } catch (error) {
+        const shown = shownError(error, deps.unavailable);
+        end(method, startedAt, shown, tenantId);
+        throw shown;
+      }
+    },
+
+    /** Opens a stream. Rejects as unary() does; call the result's `closed` when the stream has ended. */
+    async stream(
+      method: DescMethod,
+      handler: StreamHandler,
+      call: TransportCall,
+      write: (answer: MessageInitShape<DescMessage>) => void,
+    ) {
+      const startedAt = deps.now();
+      try {
+        const context = await contextOf(method, call, '');
+        return {
+          ...handler(context, write),
+          closed: (error: DispatchError | undefined) => end(method, startedAt, error, ''),
+        };
+      } catch (error) {
+        const shown = shownError(error, deps.unavailable);
+        end(method, startedAt, shown, '');
+        throw shown;
+      }
+    },
+  };
+}
+
+function tenantOfRequest(request: MessageShape<DescMessage>): string {
+  const { tenantId } = request as { readonly tenantId?: unknown };
+  return typeof tenantId === 'string' ? tenantId : '';
+}
+
+/** The tenant that a call is bound to. PERMISSION_DENIED when a key reaches beyond its own. */
+function resolveTenant(
+  principal: Principal,
+  access: ReturnType<typeof accessOf>,
+  requested: string,
+): TenantId | undefined {
+  if (access === 'platform') {
+    if (principal.kind === 'platform') return undefined;
+    throw new DispatchError('PERMISSION_DENIED', 'this call needs a platform key', {
+      reason: 'PLATFORM_KEY_REQUIRED',
+    });
+  }
+  if (principal.kind === 'tenant') return ownTenant(principal.tenantId, requested);
+  if (requested === '' && access === 'tenants') return undefined;
+  return parseTenantId(requested);
+}
+
+/** The tenant of a tenant key, if the request names no other. */
+export function ownTenant(own: TenantId, requested: string): TenantId {
+  if (requested === '' || requested === own) return own;
+  throw new DispatchError('PERMISSION_DENIED', 'the key belongs to another tenant than the request names', {
+    reason: 'TENANT_MISMATCH',
+  });
+}
+
+/** The tenant of a `tenant` call. */
+export function tenantOf(context: CallContext): TenantId {
+  if (context.tenantId === undefined) throw new Error('a tenant call without a tenant');
+  return context.tenantId;
+}

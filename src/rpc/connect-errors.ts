@@ -1,0 +1,70 @@
+// connect-node answers a body that it cannot decode before any of our code runs, with a message and no details.
+// Those answers get the field violation that every other bad request has.
+import { create, toBinary } from '@bufbuild/protobuf';
+import type { ConnectRouter } from '@connectrpc/connect';
+import { BadRequestSchema } from '../../gen/google/rpc/error_details_pb.ts';
+
+type Handlers = ConnectRouter['handlers'];
+type Handler = Handlers[number];
+
+/** Wraps the handlers of a router in place. */
+export function describeDecodeErrors(handlers: Handlers): void {
+  for (const [i, handler] of handlers.entries()) {
+    const wrapped = async (request: Parameters<Handler>[0]) => {
+      const response = await handler(request);
+      const isJson = response.header?.get('content-type') === 'application/json';
+      if (response.status !== 400 || !isJson || response.body === undefined) return response;
+      const chunks: Uint8Array[] = [];
+      for await (const chunk of response.body) chunks.push(chunk);
+      const bytes = withViolation(Buffer.concat(chunks));
+      response.header?.set('content-length', String(bytes.length));
+      return { ...response, body: once(bytes) };
+    };
+    handlers[i] = Object.assign(wrapped, {
+      protocolNames: handler.protocolNames,
+      service: handler.service,
+      method: handler.method,
+      requestPath: handler.requestPath,
+      allowedMethods: handler.allowedMethods,
+      supportedContentType: handler.supportedContentType,
+    });
+  }
+}
+
+async function* once(bytes: Uint8Array): AsyncGenerator<Uint8Array> {
+  yield bytes;
+}
+
+type ErrorBody = { code?: string; message?: string; details?: unknown[] };
+
+function withViolation(bytes: Buffer): Buffer {
+  const error = JSON.parse(bytes.toString('utf8')) as ErrorBody;
+  if (error.code !== 'invalid_argument' || (error.details?.length ?? 0) > 0) return bytes;
+  const message = error.message ?? '';
+  const value = toBinary(
+    BadRequestSchema,
+    create(BadRequestSchema, { fieldViolations: [violationOf(message)] }),
+  );
+  const detail = {
+    type: 'google.rpc.BadRequest',
+    value: Buffer.from(value).toString('base64').replace(/=+$/, ''),
+  };
+  return Buffer.from(JSON.stringify({ ...error, details: [detail] }));
+}
+
+/** The field and the advice in a message of the JSON or binary reader of @bufbuild/protobuf. */
+function violationOf(message: string): { field: string; description: string } {
+  const unknown = /key "(.{1,200}?)" is unknown/.exec(message);
+  if (unknown !== null) {
+    return {
+      field: unknown[1]!,
+      description: 'is not a field of this message; see proto/dispatch/v1 for those there are',
+    };
+  }
+  const wrong = /cannot decode (?:field|message) dispatch\.v1\.\w+\.(\w+) from JSON: (.*)$/s.exec(message);
+  if (wrong !== null) return { field: wrong[1]!, description: wrong[2]!.slice(0, 300) };
+  return {
+    field: '',
+    description: `the body must be a valid message of this call: ${message.slice(0, 300)}`,
+  };
+}

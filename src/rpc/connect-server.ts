@@ -1,0 +1,253 @@
+// The HTTP port: Connect, gRPC-Web and gRPC by connect-node, over HTTP/1.1 and h2c on one port, with /healthz,
+// /readyz and /metrics beside them. Only transport: every call goes through the call path.
+import { createServer as createHttp1Server, type IncomingMessage, type ServerResponse } from 'node:http';
+import { createServer as createHttp2Server } from 'node:http2';
+import { createServer as createTcpServer, type Socket } from 'node:net';
+import {
+  create,
+  type DescMessage,
+  type DescMethod,
+  type DescMethodBiDiStreaming,
+  type DescMethodUnary,
+  type MessageInitShape,
+  type MessageShape,
+} from '@bufbuild/protobuf';
+import { Code, ConnectError, type ConnectRouter, type HandlerContext } from '@connectrpc/connect';
+import { connectNodeAdapter } from '@connectrpc/connect-node';
+import { DispatchError } from '../domain/errors.ts';
+import type { BoundService, CallPath, StreamHandler, TransportCall, UnaryHandler } from './call-path.ts';
+import { describeDecodeErrors } from './connect-errors.ts';
+import { CODE_NUMBER, detailsOf } from './errors.ts';
+import { MAX_REQUEST_BYTES, type RpcServer } from './grpc-server.ts';
+
+/** Pages that are not RPCs: path → answer. */
+export type Page = () => Promise<{
+  readonly status: number;
+  readonly contentType: string;
+  readonly body: string;
+}>;
+
+/** What both versions of HTTP share, in Node's compatibility API. */
+type Request = IncomingMessage;
+type Response = ServerResponse;
+
+const HTTP2_PREFACE = 'PRI * HTTP/2.0';
+const MAX_STREAMS = 100;
+const MAX_TIMEOUT_MS = 24 * 3600 * 1000;
+const STREAM_FULL = 1_000;
+/** How long a new connection may be silent before it is known to speak HTTP/1.1 or HTTP/2. */
+const PREFACE_MS = 10_000;
+
+export async function startConnectServer(
+  services: readonly BoundService[],
+  path: CallPath,
+  pages: Readonly<Record<string, Page>>,
+  address: { readonly host: string; readonly port: number },
+): Promise<RpcServer> {
+  const shutdown = new AbortController();
+  const rpc = connectNodeAdapter({
+    routes: (router) => addRoutes(router, services, path),
+    readMaxBytes: MAX_REQUEST_BYTES,
+    maxTimeoutMs: MAX_TIMEOUT_MS,
+    jsonOptions: { ignoreUnknownFields: false },
+    binaryOptions: { readUnknownFields: false },
+    shutdownSignal: shutdown.signal,
+    fallback: (request, response) => answerPage(pages, request as Request, response as Response),
+  });
+  const listener = (request: Request, response: Response) => {
+    try {
+      rpc(request, response);
+    } catch {
+      // No usable Host header or path: connect-node throws before it has a handler to blame.
+      response.writeHead(400, { 'content-type': 'text/plain' });
+      response.end('the request has no valid host or path\n');
+    }
+  };
+  const http1 = createHttp1Server(
+    { headersTimeout: 15_000, requestTimeout: 60_000, keepAliveTimeout: 65_000 },
+    listener,
+  );
+  const http2 = createHttp2Server({ settings: { maxConcurrentStreams: MAX_STREAMS } });
+  // The compatibility API of http2 has the same requests and responses; its types differ in details not used here.
+  http2.on('request', listener as never);
+  const sessions = new Set<{ close: () => void; destroy: () => void }>();
+  http2.on('session', (session) => {
+    sessions.add(session);
+    session.once('close', () => sessions.delete(session));
+    session.on('error', () => {}); // a client that breaks its session loses it; nothing of ours is lost
+  });
+  const sockets = new Set<Socket>();
+  const tcp = createTcpServer({ noDelay: true, pauseOnConnect: false }, (socket) => {
+    sockets.add(socket);
+    socket.once('close', () => sockets.delete(socket));
+    socket.on('error', () => socket.destroy());
+    sniff(socket, (isHttp2) => (isHttp2 ? http2 : http1).emit('connection', socket));
+  });
+  const port = await new Promise<number>((done, fail) => {
+    tcp.once('error', fail);
+    tcp.listen(address.port, address.host, () => {
+      const bound = tcp.address();
+      done(typeof bound === 'object' && bound !== null ? bound.port : address.port);
+    });
+  });
+  return {
+    port,
+    close: (graceMs) =>
+      new Promise((done) => {
+        const timer = setTimeout(() => {
+          shutdown.abort(new ConnectError('the server is shutting down', Code.Unavailable));
+          for (const session of sessions) session.destroy();
+          for (const socket of sockets) socket.destroy();
+        }, graceMs);
+        tcp.close(() => {
+          clearTimeout(timer);
+          done();
+        });
+        for (const session of sessions) session.close(); // GOAWAY, then ends with its last stream
+        http1.close();
+        http1.closeIdleConnections();
+        // From now on each HTTP/1.1 response closes its connection.
+        http1.keepAliveTimeout = 1;
+        for (const socket of sockets) if (socket.bytesRead === 0) socket.destroy();
+      }),
+  };
+}
+
+/** Tells HTTP/2 from HTTP/1.1 by the first bytes, and puts them back. */
+function sniff(socket: Socket, decided: (isHttp2: boolean) => void): void {
+  socket.setTimeout(PREFACE_MS, () => socket.destroy());
+  let seen: Buffer = Buffer.alloc(0);
+  const look = (chunk: Buffer) => {
+    seen = seen.length === 0 ? chunk : Buffer.concat([seen, chunk]);
+    const head = seen.toString('latin1', 0, HTTP2_PREFACE.length);
+    const maybe = HTTP2_PREFACE.startsWith(head);
+    if (maybe && head.length < HTTP2_PREFACE.length) return;
+    socket.off('data', look);
+    socket.pause();
+    socket.setTimeout(0);
+    socket.removeAllListeners('timeout');
+    socket.unshift(seen);
+    decided(maybe);
+    socket.resume();
+  };
+  socket.on('data', look);
+}
+
+function answerPage(pages: Readonly<Record<string, Page>>, request: Request, response: Response): void {
+  const page = pages[(request.url ?? '').split('?', 1)[0] ?? ''];
+  const write = (status: number, contentType: string, body: string) => {
+    response.writeHead(status, { 'content-type': contentType });
+    response.end(body);
+  };
+  if (page === undefined) {
+    write(404, 'text/plain', 'there is nothing here; RPCs are POSTs to /dispatch.v1.<Service>/<Method>\n');
+    return;
+  }
+  page().then(
+    ({ status, contentType, body }) => write(status, contentType, body),
+    () => write(500, 'text/plain', 'this page failed\n'),
+  );
+}
+
+function addRoutes(router: ConnectRouter, services: readonly BoundService[], path: CallPath): void {
+  for (const service of services) {
+    for (const method of service.desc.methods) {
+      if (method.methodKind === 'unary') {
+        router.rpc(method as DescMethodUnary, unary(method, service.unary(method), path));
+      } else if (method.methodKind === 'bidi_streaming') {
+        router.rpc(method as DescMethodBiDiStreaming, bidirectional(method, service.stream(method), path));
+      }
+    }
+  }
+  describeDecodeErrors(router.handlers);
+}
+
+function unary(method: DescMethod, handler: UnaryHandler, path: CallPath) {
+  return async (request: MessageShape<DescMessage>, context: HandlerContext) => {
+    try {
+      const answer = path.unary(method, handler, request, transportCall(context));
+      return await unlessAborted(answer, context.signal);
+    } catch (error) {
+      throw toConnectError(error);
+    }
+  };
+}
+
+/** The answer, or the error of the deadline or the vanished client, whichever comes first. */
+function unlessAborted<T>(answer: Promise<T>, signal: AbortSignal): Promise<T> {
+  return new Promise((resolve, reject) => {
+    const onAbort = () => reject(signal.reason);
+    signal.addEventListener('abort', onAbort, { once: true });
+    answer.then(resolve, reject).finally(() => signal.removeEventListener('abort', onAbort));
+  });
+}
+
+function transportCall(context: HandlerContext): TransportCall {
+  return {
+    authorization: context.requestHeader.get('authorization') ?? undefined,
+    isLive: () => !context.signal.aborted,
+  };
+}
+
+function toConnectError(error: unknown): unknown {
+  if (!(error instanceof DispatchError)) return error;
+  const connectError = new ConnectError(error.message, CODE_NUMBER[error.code]);
+  connectError.details = detailsOf(error);
+  return connectError;
+}
+
+function bidirectional(method: DescMethod, handler: StreamHandler, path: CallPath) {
+  return async function* (
+    requests: AsyncIterable<MessageShape<DescMessage>>,
+    context: HandlerContext,
+  ): AsyncGenerator<MessageInitShape<DescMessage>> {
+    const answers: MessageInitShape<DescMessage>[] = [];
+    let wake = () => {};
+    let changed = new Promise<void>((resolve) => {
+      wake = resolve;
+    });
+    const signal = () => {
+      wake();
+      changed = new Promise((resolve) => {
+        wake = resolve;
+      });
+    };
+    let stream: Awaited<ReturnType<CallPath['stream']>>;
+    try {
+      stream = await path.stream(method, handler, transportCall(context), (answer) => {
+        answers.push(answer);
+        signal();
+      });
+    } catch (error) {
+      throw toConnectError(error);
+    }
+    let ended = false;
+    let failure: unknown;
+    const reading = (async () => {
+      for await (const request of requests) {
+        stream.message(request);
+        while (stream.outstanding() >= STREAM_FULL) await changed;
+      }
+      await stream.end();
+    })()
+      .catch((error) => {
+        failure = error;
+      })
+      .finally(() => {
+        ended = true;
+        signal();
+      });
+    while (!ended || answers.length > 0) {
+      const answer = answers.shift();
+      if (answer === undefined) await changed;
+      else yield create(method.output, answer);
+    }
+    await reading;
+    const shown =
+      failure === undefined
+        ? undefined
+        : new DispatchError('CANCELLED', 'the stream broke', { cause: failure });
+    stream.closed(shown);
+    if (failure !== undefined) throw failure;
+  };
+}

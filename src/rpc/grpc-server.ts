@@ -1,0 +1,221 @@
+// The gRPC port: grpc-js, with grpc.health.v1 and reflection. Only transport: every call goes through the call path.
+import {
+  create,
+  type DescMessage,
+  type DescMethod,
+  fromBinary,
+  type MessageInitShape,
+  type MessageShape,
+  toBinary,
+} from '@bufbuild/protobuf';
+import {
+  type handleBidiStreamingCall,
+  type handleUnaryCall,
+  Metadata,
+  Server,
+  ServerCredentials,
+  type ServerDuplexStream,
+  type ServerUnaryCall,
+  type ServiceDefinition,
+  type StatusObject,
+  type UntypedServiceImplementation,
+} from '@grpc/grpc-js';
+import { loadSync } from '@grpc/proto-loader';
+import { ReflectionService } from '@grpc/reflection';
+import { HealthImplementation, service as healthDefinition } from 'grpc-health-check';
+import { DispatchError, invalidField } from '../domain/errors.ts';
+import type { BoundService, CallPath, StreamHandler, TransportCall, UnaryHandler } from './call-path.ts';
+import { CODE_NUMBER, statusBytes } from './errors.ts';
+
+/** Largest request: a full batch. A single event is held to its own limit (1 MiB) by validation. */
+export const MAX_REQUEST_BYTES = 16 * 1024 * 1024;
+const MAX_STREAMS = 100;
+/** Unanswered events of a stream at which reading stops, and at which it goes on. */
+const STREAM_FULL = 1_000;
+const STREAM_LOW = 500;
+
+/** A listening server. */
+export type RpcServer = {
+  readonly port: number;
+  /** Turns new calls away, lets those under way end, and closes; forcibly after `graceMs`. */
+  readonly close: (graceMs: number) => Promise<void>;
+};
+
+export async function startGrpcServer(
+  services: readonly BoundService[],
+  path: CallPath,
+  address: { readonly host: string; readonly port: number },
+): Promise<RpcServer> {
+  const server = new Server({
+    'grpc.max_receive_message_length': MAX_REQUEST_BYTES,
+    'grpc.max_concurrent_streams': MAX_STREAMS,
+    'grpc.max_metadata_size': 16 * 1024,
+  });
+  const health = new HealthImplementation({ '': 'SERVING' });
+  for (const service of services) {
+    server.addService(definitionOf(service), implementationOf(service, path));
+    health.setStatus(service.desc.typeName, 'SERVING');
+  }
+  health.addToServer(server);
+  addReflection(server, services);
+  const host = address.host.includes(':') ? `[${address.host}]` : address.host;
+  const port = await new Promise<number>((done, fail) => {
+    server.bindAsync(`${host}:${address.port}`, ServerCredentials.createInsecure(), (error, bound) =>
+      error === null ? done(bound) : fail(error),
+    );
+  });
+  return {
+    port,
+    close: (graceMs) =>
+      new Promise((done) => {
+        health.setStatus('', 'NOT_SERVING');
+        const timer = setTimeout(() => server.forceShutdown(), graceMs);
+        server.tryShutdown(() => {
+          clearTimeout(timer);
+          done();
+        });
+      }),
+  };
+}
+
+/** Reflection describes the contract as it lies in proto/, comments and all. */
+function addReflection(server: Server, services: readonly BoundService[]): void {
+  const directory = new URL('../../proto/', import.meta.url).pathname;
+  const files = [...new Set(services.map((service) => `${service.desc.file.name}.proto`))];
+  const definition = loadSync(files, { includeDirs: [directory] });
+  const names = services.map((service) => service.desc.typeName);
+  new ReflectionService(
+    { ...definition, ...healthPackage },
+    { services: [...names, 'grpc.health.v1.Health'] },
+  ).addToServer(server);
+}
+
+const healthPackage = { 'grpc.health.v1.Health': healthDefinition };
+
+/** A request that could not be decoded travels as its error: grpc-js would answer INTERNAL. */
+type Decoded = { readonly message: MessageShape<DescMessage> } | { readonly error: DispatchError };
+
+function definitionOf(service: BoundService): ServiceDefinition {
+  const entries = service.desc.methods.map((method) => [
+    method.localName,
+    {
+      path: `/${service.desc.typeName}/${method.name}`,
+      requestStream: method.methodKind === 'client_streaming' || method.methodKind === 'bidi_streaming',
+      responseStream: method.methodKind === 'server_streaming' || method.methodKind === 'bidi_streaming',
+      requestSerialize: (value: MessageShape<DescMessage>) => Buffer.from(toBinary(method.input, value)),
+      requestDeserialize: (bytes: Buffer) => decode(method.input, bytes),
+      responseSerialize: (value: MessageInitShape<DescMessage>) => encode(method.output, value),
+      responseDeserialize: (bytes: Buffer) => fromBinary(method.output, bytes),
+    },
+  ]);
+  return Object.fromEntries(entries);
+}
+
+function decode(schema: DescMessage, bytes: Buffer): Decoded {
+  try {
+    return { message: fromBinary(schema, bytes, { readUnknownFields: false }) };
+  } catch {
+    return { error: invalidField('', `the request is not a valid ${schema.typeName} in protobuf`) };
+  }
+}
+
+function encode(schema: DescMessage, value: MessageInitShape<DescMessage>): Buffer {
+  const bytes = toBinary(schema, create(schema, value));
+  return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+}
+
+function implementationOf(service: BoundService, path: CallPath): UntypedServiceImplementation {
+  const entries = service.desc.methods.map((method) => [
+    method.localName,
+    method.methodKind === 'unary'
+      ? unary(method, service.unary(method), path)
+      : bidirectional(method, service.stream(method), path),
+  ]);
+  return Object.fromEntries(entries);
+}
+
+function unary(
+  method: DescMethod,
+  handler: UnaryHandler,
+  path: CallPath,
+): handleUnaryCall<Decoded, MessageInitShape<DescMessage>> {
+  return (call, callback) => {
+    if ('error' in call.request) {
+      callback(statusOf(call.request.error));
+      return;
+    }
+    path.unary(method, handler, call.request.message, transportCall(call)).then(
+      (answer) => callback(null, answer),
+      (error: DispatchError) => callback(statusOf(error)),
+    );
+  };
+}
+
+function transportCall(
+  call: ServerUnaryCall<Decoded, unknown> | ServerDuplexStream<Decoded, unknown>,
+): TransportCall {
+  const value = call.metadata.get('authorization')[0];
+  return { authorization: value === undefined ? undefined : String(value), isLive: () => !call.cancelled };
+}
+
+function statusOf(error: DispatchError): Partial<StatusObject> {
+  const metadata = new Metadata();
+  metadata.set('grpc-status-details-bin', Buffer.from(statusBytes(error)));
+  return { code: CODE_NUMBER[error.code], details: error.message, metadata };
+}
+
+function bidirectional(
+  method: DescMethod,
+  handler: StreamHandler,
+  path: CallPath,
+): handleBidiStreamingCall<Decoded, MessageInitShape<DescMessage>> {
+  return (call) => {
+    // Requests that come while the caller is authenticated wait in the stream.
+    call.pause();
+    let paused = false;
+    let over = false;
+    const opened = path.stream(method, handler, transportCall(call), (answer) => {
+      if (over) return;
+      call.write(answer);
+      if (paused) maybeResume();
+    });
+    let maybeResume = () => {};
+    const fail = (error: DispatchError) => {
+      if (over) return;
+      over = true;
+      call.emit('error', statusOf(error));
+    };
+    opened.then((stream) => {
+      maybeResume = () => {
+        if (stream.outstanding() > STREAM_LOW) return;
+        paused = false;
+        call.resume();
+      };
+      call.on('data', (request: Decoded) => {
+        if ('error' in request) {
+          stream.closed(request.error);
+          fail(request.error);
+          return;
+        }
+        stream.message(request.message);
+        if (stream.outstanding() >= STREAM_FULL) {
+          paused = true;
+          call.pause();
+        }
+      });
+      call.on('end', () => {
+        void stream.end().then(() => {
+          if (over) return;
+          over = true;
+          stream.closed(undefined);
+          call.end();
+        });
+      });
+      call.on('cancelled', () => {
+        if (over) return;
+        over = true;
+        stream.closed(new DispatchError('CANCELLED', 'the caller ended the stream'));
+      });
+    }, fail);
+  };
+}

@@ -1,0 +1,20 @@
+// What the list calls share.
+import { type Timestamp, timestampMs } from '@bufbuild/protobuf/wkt';
+import { invalidField } from '../domain/errors.ts';
+import { patternProblem } from '../domain/event-type.ts';
+
+/** Ms since 1970 of an optional time; INVALID_ARGUMENT for one that cannot be. */
+export function optionalMs(time: Timestamp | undefined, field: string): number | undefined {
+  if (time === undefined) return undefined;
+  const ms = timestampMs(time);
+  if (!(Math.abs(ms) <= 253_402_300_799_999)) throw invalidField(field, 'is not a valid timestamp');
+  return ms;
+}
+
+/** An optional event-type pattern; INVALID_ARGUMENT for a malformed one. */
+export function optionalPattern(pattern: string, field: string): string | undefined {
+  if (pattern === '') return undefined;
+  const problem = patternProblem(pattern);
+  if (problem !== undefined) throw invalidField(field, problem);
+  return pattern;
+}

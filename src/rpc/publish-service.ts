@@ -1,0 +1,155 @@
+// PublishService: from the wire to the group commit and back.
+import type { MessageInitShape } from '@bufbuild/protobuf';
+import { timestampMs } from '@bufbuild/protobuf/wkt';
+import type { EventInput } from '../../gen/dispatch/v1/event_pb.ts';
+import { type PublishResultSchema, PublishService } from '../../gen/dispatch/v1/publish_service_pb.ts';
+import { DispatchError, invalidField } from '../domain/errors.ts';
+import { type EventDraft, parseEvent } from '../domain/event.ts';
+import { parseTenantId, type TenantId } from '../domain/ids.ts';
+import type { GroupCommit, PublishOutcome } from '../publishing/group-commit.ts';
+import { bindService, type CallContext, ownTenant, tenantOf } from './call-path.ts';
+import { CODE_NUMBER } from './errors.ts';
+
+/** Most events of one PublishBatch. */
+export const MAX_BATCH = 1_000;
+
+type Result = MessageInitShape<typeof PublishResultSchema>;
+
+export type PublishServiceDeps = {
+  readonly groupCommit: Pick<GroupCommit, 'add'>;
+  /** Ms since 1970. */
+  readonly now: () => number;
+  readonly onOutcome: (outcome: 'stored' | 'duplicate' | 'refused' | 'failed') => void;
+};
+
+export function createPublishService(deps: PublishServiceDeps) {
+  /** Validates and stores one event; a bad one is refused by calling `done` with its error. */
+  function publishOne(
+    input: EventInput | undefined,
+    tenantOfEvent: () => TenantId,
+    path: string,
+    isLive: () => boolean,
+    done: (outcome: PublishOutcome) => void,
+  ): void {
+    const count = (outcome: PublishOutcome) => {
+      deps.onOutcome(outcomeName(outcome));
+      done(outcome);
+    };
+    try {
+      if (input === undefined) throw invalidField(path, 'is required');
+      const event = parseEvent(tenantOfEvent(), toDraft(input), deps.now(), path);
+      deps.groupCommit.add(event, isLive, count);
+    } catch (error) {
+      if (!(error instanceof DispatchError)) throw error;
+      count({ ok: false, error });
+    }
+  }
+
+  return bindService(PublishService, {
+    publish: (request, context) =>
+      new Promise((resolve, reject) => {
+        const tenant = () => eventTenant(context, tenantOf(context), request.event?.tenantId ?? '', 'event');
+        publishOne(request.event, tenant, 'event', context.isLive, (outcome) => {
+          if (outcome.ok) resolve(outcome.published);
+          else reject(outcome.error);
+        });
+      }),
+
+    publishBatch: (request, context) => {
+      const { events } = request;
+      if (events.length === 0 || events.length > MAX_BATCH) {
+        throw invalidField('events', `has ${events.length} events; 1–${MAX_BATCH}`);
+      }
+      return new Promise((resolve) => {
+        const results = new Array<Result>(events.length);
+        let open = events.length;
+        for (const [i, event] of events.entries()) {
+          const path = `events[${i}]`;
+          const tenant = () => eventTenant(context, context.tenantId, event.tenantId, path);
+          publishOne(event, tenant, path, context.isLive, (outcome) => {
+            results[i] = toResult(outcome);
+            if (--open === 0) resolve({ results });
+          });
+        }
+      });
+    },
+
+    publishStream: (context, write) => {
+      let open = 0;
+      let onIdle: (() => void) | undefined;
+      return {
+        message: (request) => {
+          open++;
+          const tenant = () =>
+            eventTenant(
+              context,
+              streamTenant(context, request.tenantId),
+              request.event?.tenantId ?? '',
+              'event',
+            );
+          publishOne(request.event, tenant, 'event', context.isLive, (outcome) => {
+            open--;
+            write({ sequence: request.sequence, result: toResult(outcome) });
+            if (open === 0) onIdle?.();
+          });
+        },
+        outstanding: () => open,
+        end: () =>
+          new Promise((resolve) => {
+            if (open === 0) resolve();
+            else onIdle = resolve;
+          }),
+      };
+    },
+  });
+}
+
+/** The tenant of an event that may name its own, which only platform keys may choose. */
+function eventTenant(
+  context: CallContext,
+  ofRequest: TenantId | undefined,
+  ofEvent: string,
+  path: string,
+): TenantId {
+  if (context.principal.kind === 'tenant') return ownTenant(context.principal.tenantId, ofEvent);
+  if (ofEvent !== '') return parseTenantId(ofEvent, `${path}.tenant_id`);
+  return ofRequest ?? parseTenantId('', 'tenant_id');
+}
+
+function streamTenant(context: CallContext, requested: string): TenantId | undefined {
+  if (context.principal.kind === 'tenant') return ownTenant(context.principal.tenantId, requested);
+  return requested === '' ? undefined : parseTenantId(requested);
+}
+
+function toDraft(input: EventInput): EventDraft {
+  const { body } = input;
+  return {
+    type: input.type,
+    body:
+      body.case === 'payload'
+        ? { kind: 'payload', payload: body.value }
+        : body.case === 'data'
+          ? { kind: 'data', data: body.value }
+          : { kind: 'missing' },
+    contentType: input.contentType,
+    source: input.source,
+    subject: input.subject,
+    idempotencyKey: input.idempotencyKey,
+    deliverAfterMs: input.deliverAfter === undefined ? undefined : timestampMs(input.deliverAfter),
+    metadata: input.metadata,
+  };
+}
+
+function toResult(outcome: PublishOutcome): Result {
+  if (outcome.ok) return { result: { case: 'ok', value: outcome.published } };
+  const { error } = outcome;
+  const field = error.violations[0]?.field ?? '';
+  return {
+    result: { case: 'error', value: { code: CODE_NUMBER[error.code], message: error.message, field } },
+  };
+}
+
+function outcomeName(outcome: PublishOutcome): 'stored' | 'duplicate' | 'refused' | 'failed' {
+  if (outcome.ok) return outcome.published.duplicate ? 'duplicate' : 'stored';
+  return outcome.error.code === 'INTERNAL' || outcome.error.code === 'UNAVAILABLE' ? 'failed' : 'refused';
+}
