@@ -128,7 +128,8 @@ function sniff(socket: Socket, decided: (isHttp2: boolean) => void): void {
     socket.removeAllListeners('timeout');
     socket.unshift(seen);
     decided(maybe);
-    socket.resume();
+    // HTTP/1.1 reads what was put back as it flows; an HTTP/2 session fetches it by itself.
+    if (!maybe) socket.resume();
   };
   socket.on('data', look);
 }

@@ -1,6 +1,6 @@
 // EventService: what became of events.
 import { create } from '@bufbuild/protobuf';
-import { durationFromMs, timestampFromMs } from '@bufbuild/protobuf/wkt';
+import { timestampFromMs } from '@bufbuild/protobuf/wkt';
 import {
   type Attempt,
   AttemptOutcome,
@@ -180,7 +180,7 @@ function attemptToWire(deliveryId: DeliveryId, a: StoredAttempt): Attempt {
     errorClass: a.errorClass,
     errorMessage: a.errorMessage,
     startTime: timestampFromMs(a.startedAtMs),
-    duration: durationFromMs(a.durationUs / 1000),
+    duration: { seconds: BigInt(Math.floor(a.durationUs / 1e6)), nanos: (a.durationUs % 1e6) * 1000 },
     responseBody: a.responseBody,
     ...(a.nextAttemptAtMs === undefined ? {} : { nextAttemptTime: timestampFromMs(a.nextAttemptAtMs) }),
   });

@@ -1,4 +1,5 @@
 // The gRPC port: grpc-js, with grpc.health.v1 and reflection. Only transport: every call goes through the call path.
+import { dirname } from 'node:path';
 import {
   create,
   type DescMessage,
@@ -22,7 +23,7 @@ import {
 } from '@grpc/grpc-js';
 import { loadSync } from '@grpc/proto-loader';
 import { ReflectionService } from '@grpc/reflection';
-import { HealthImplementation, service as healthDefinition } from 'grpc-health-check';
+import { HealthImplementation, protoPath as healthProto } from 'grpc-health-check';
 import { DispatchError, invalidField } from '../domain/errors.ts';
 import type { BoundService, CallPath, StreamHandler, TransportCall, UnaryHandler } from './call-path.ts';
 import { CODE_NUMBER, statusBytes } from './errors.ts';
@@ -82,15 +83,10 @@ export async function startGrpcServer(
 function addReflection(server: Server, services: readonly BoundService[]): void {
   const directory = new URL('../../proto/', import.meta.url).pathname;
   const files = [...new Set(services.map((service) => `${service.desc.file.name}.proto`))];
-  const definition = loadSync(files, { includeDirs: [directory] });
+  const definition = loadSync([...files, healthProto], { includeDirs: [directory, dirname(healthProto)] });
   const names = services.map((service) => service.desc.typeName);
-  new ReflectionService(
-    { ...definition, ...healthPackage },
-    { services: [...names, 'grpc.health.v1.Health'] },
-  ).addToServer(server);
+  new ReflectionService(definition, { services: [...names, 'grpc.health.v1.Health'] }).addToServer(server);
 }
-
-const healthPackage = { 'grpc.health.v1.Health': healthDefinition };
 
 /** A request that could not be decoded travels as its error: grpc-js would answer INTERNAL. */
 type Decoded = { readonly message: MessageShape<DescMessage> } | { readonly error: DispatchError };
@@ -211,6 +207,7 @@ function bidirectional(
           call.end();
         });
       });
+      call.resume();
       call.on('cancelled', () => {
         if (over) return;
         over = true;

@@ -169,7 +169,7 @@ export function createSubscriptionService(deps: SubscriptionServiceDeps) {
     async rotateSecret(request, context) {
       const tenantId = tenantOf(context);
       const id = parseSubscriptionId(request.subscriptionId);
-      const overlapMs = request.overlap === undefined ? DEFAULT_OVERLAP_MS : durationMs(request.overlap);
+      const overlapMs = request.overlap === undefined ? DEFAULT_OVERLAP_MS : msOf(request.overlap);
       if (!(overlapMs >= 0 && overlapMs <= MAX_OVERLAP_MS)) {
         throw invalidField('overlap', 'must be a duration between 0s and 604800s (7 days)');
       }
@@ -230,7 +230,7 @@ function toSettings(input: WireSubscription): SubscriptionSettings {
     description: input.description,
     headers: input.headers,
     retryPolicy: input.retryPolicy === undefined ? undefined : toPolicy(input.retryPolicy),
-    attemptTimeoutMs: attemptTimeout === undefined ? DEFAULT_ATTEMPT_TIMEOUT_MS : durationMs(attemptTimeout),
+    attemptTimeoutMs: attemptTimeout === undefined ? DEFAULT_ATTEMPT_TIMEOUT_MS : msOf(attemptTimeout),
     metadata: input.metadata,
   };
 }
@@ -275,14 +275,15 @@ function merge(
   };
 }
 
-/** Missing durations become NaN, which no check lets pass. */
-const msOf = (duration: Duration | undefined) => (duration === undefined ? Number.NaN : durationMs(duration));
+/** Whole milliseconds; missing durations become NaN, which no check lets pass. */
+const msOf = (duration: Duration | undefined) =>
+  duration === undefined ? Number.NaN : Math.round(durationMs(duration));
 
 function toPolicy(wire: WireRetryPolicy): RetryPolicy {
   const { schedule } = wire;
   const rest = {
     jitter: wire.jitter === Jitter.NONE ? ('none' as const) : ('full' as const),
-    ...(wire.maxAge === undefined ? {} : { maxAgeMs: durationMs(wire.maxAge) }),
+    ...(wire.maxAge === undefined ? {} : { maxAgeMs: msOf(wire.maxAge) }),
   };
   if (schedule.case === 'exponential') {
     const { base, factor, cap, maxAttempts } = schedule.value;

@@ -17,7 +17,9 @@ export async function lockDataDir(dataDir: string): Promise<AsyncDisposable> {
     }
     const [pid = '', start = ''] = (await readFile(file, 'utf8').catch(() => '')).split(' ');
     if (isSameProcess(Number(pid), start)) {
-      throw new Error(`${dataDir} is in use by the dispatch with pid ${pid}; stop it, or set DISPATCH_DATA_DIR`);
+      throw new Error(
+        `${dataDir} is in use by the dispatch with pid ${pid}; stop it, or set DISPATCH_DATA_DIR`,
+      );
     }
     await rm(file, { force: true });
   }

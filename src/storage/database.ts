@@ -5,10 +5,10 @@ import pg from 'pg';
 import {
   createPool,
   createSqlTag,
+  createTypeParserPreset,
   type DatabasePool,
   type DatabaseTransactionConnection,
   type Interceptor,
-  type QuerySqlToken,
 } from 'slonik';
 import { z } from 'zod';
 import { DispatchError } from '../domain/errors.ts';
@@ -79,10 +79,17 @@ function urlAs(ownerUrl: string, role: string, settings: string): string {
   return url.toString();
 }
 
+/** Every bigint of ours counts something: it fits in a double, or something is very wrong. */
+function safeInteger(text: string): number {
+  const value = Number(text);
+  if (!Number.isSafeInteger(value)) throw new Error(`${text} is too large for a count`);
+  return value;
+}
+
 const parseRows: Interceptor = {
   name: 'parse-rows',
-  transformRow: (_context, query, row) => {
-    const parser = (query as QuerySqlToken).parser as z.ZodType | undefined;
+  transformRow: (context, _query, row) => {
+    const parser = context.resultParser as z.ZodType | undefined;
     return parser === undefined ? row : (parser.parse(row) as typeof row);
   },
 };
@@ -99,6 +106,7 @@ function openSlonik(
     connectionTimeout: 5_000,
     statementTimeout: 30_000,
     interceptors: [parseRows],
+    typeParsers: [...createTypeParserPreset(), { name: 'int8', parse: safeInteger }],
     // Everything here is set by SET LOCAL inside a transaction, so there is nothing to reset; the default (DISCARD
     // ALL) would cost a round trip each time and drop the role that the connection was opened with.
     resetConnection: async () => {},

@@ -1,0 +1,93 @@
+import { readdirSync, readFileSync } from 'node:fs';
+import { dirname, join, relative, resolve } from 'node:path';
+import { describe, expect, test } from 'vitest';
+
+const SRC = resolve(import.meta.dirname, '../src');
+
+/** Lower layers first; a folder may import lower layers and itself, never a neighbour. */
+const LAYERS: readonly (readonly string[])[] = [
+  ['domain'],
+  ['telemetry', 'config.ts'],
+  ['storage', 'limits', 'egress'],
+  ['publishing', 'delivery', 'maintenance'],
+  ['rpc'],
+  ['compose.ts', 'install.ts'],
+  ['quick-start.ts', 'processes.ts'],
+  ['main.ts'],
+];
+/** Neighbours that may meet: the log's settings are configuration. */
+const NEIGHBOURS = new Set(['telemetry → config.ts']);
+
+const unitOf = (file: string) => relative(SRC, file).split('/')[0]!;
+const layerOf = (unit: string) => LAYERS.findIndex((units) => units.includes(unit));
+
+const files = readdirSync(SRC, { recursive: true, encoding: 'utf8' })
+  .filter((name) => name.endsWith('.ts'))
+  .map((name) => join(SRC, name));
+
+function importsOf(file: string): string[] {
+  const text = readFileSync(file, 'utf8');
+  return [...text.matchAll(/^(?:import|export)\b[^'"]*?from\s+'([^']+)'/gms)].map((match) => match[1]!);
+}
+
+/** Why an import is not allowed, or undefined. */
+function problemOf(file: string, target: string): string | undefined {
+  const from = unitOf(file);
+  if (target.startsWith('.')) {
+    const path = resolve(dirname(file), target);
+    if (path.startsWith(resolve(SRC, '../gen'))) {
+      return from === 'rpc' ? undefined : 'generated code is the wire: only rpc/ may know it';
+    }
+    if (!path.startsWith(SRC)) return 'it leads out of src/';
+    const to = unitOf(path);
+    if (from === to || NEIGHBOURS.has(`${from} → ${to}`)) return undefined;
+    if (layerOf(to) === layerOf(from))
+      return 'folders of one layer never import each other: compose.ts joins them';
+    return layerOf(to) < layerOf(from) ? undefined : 'a lower layer must not know a higher one';
+  }
+  if (from === 'domain' && !['node:crypto', 'node:buffer', 'node:zlib'].includes(target)) {
+    return 'domain/ is pure: no I/O, clock, randomness or library';
+  }
+  return undefined;
+}
+
+describe('the import rule', () => {
+  test('every file of src/ lies in a known layer', () => {
+    expect(files.filter((file) => layerOf(unitOf(file)) < 0)).toEqual([]);
+  });
+
+  test('imports go from higher layers to lower ones only', () => {
+    const broken = files.flatMap((file) =>
+      importsOf(file).flatMap((target) => {
+        const problem = problemOf(file, target);
+        return problem === undefined ? [] : [`${relative(SRC, file)} imports ${target}: ${problem}`];
+      }),
+    );
+    expect(broken).toEqual([]);
+  });
+
+  test('the rule catches an import that breaks it', () => {
+    expect(problemOf(join(SRC, 'domain/ids.ts'), '../storage/claims.ts')).toMatch('must not know a higher');
+    expect(problemOf(join(SRC, 'publishing/replay.ts'), '../delivery/worker.ts')).toMatch('one layer');
+    expect(problemOf(join(SRC, 'domain/ids.ts'), 'node:fs')).toMatch('pure');
+    expect(problemOf(join(SRC, 'storage/claims.ts'), '../../gen/dispatch/v1/event_pb.ts')).toMatch(
+      'only rpc/',
+    );
+  });
+
+  test('only config.ts reads the environment', () => {
+    const readers = files.filter((file) => /process\.env\b/.test(readFileSync(file, 'utf8')));
+    expect(readers.map(unitOf)).toEqual(['config.ts']);
+  });
+
+  test('domain/ has no clock and no randomness', () => {
+    const impure = files
+      .filter((file) => unitOf(file) === 'domain')
+      .filter((file) =>
+        /Date\.now|Math\.random|performance\.now|randomBytes\(\)|new Date\(\)/.test(
+          readFileSync(file, 'utf8'),
+        ),
+      );
+    expect(impure).toEqual([]);
+  });
+});

@@ -1,0 +1,232 @@
+// A grpc-js client, Connect over gRPC and over JSON, and curl: each publishes and reads back. Reflection and health.
+import { execFile } from 'node:child_process';
+import { promisify } from 'node:util';
+import { create, fromBinary, toBinary } from '@bufbuild/protobuf';
+import { createClient } from '@connectrpc/connect';
+import { createGrpcWebTransport } from '@connectrpc/connect-node';
+import { Client, credentials, loadPackageDefinition } from '@grpc/grpc-js';
+import { loadSync } from '@grpc/proto-loader';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { EventService } from '../../gen/dispatch/v1/event_service_pb.ts';
+import {
+  PublishService,
+  PublishStreamRequestSchema,
+  PublishStreamResponseSchema,
+} from '../../gen/dispatch/v1/publish_service_pb.ts';
+import { connectGrpcClient, grpcCaller, jsonClient } from '../support/clients.ts';
+import { newTenant, startTestInstance, type TestInstance } from '../support/instance.ts';
+
+const run = promisify(execFile);
+let dispatch: TestInstance;
+let key: string;
+
+beforeAll(async () => {
+  dispatch = await startTestInstance();
+  ({ key } = await newTenant(dispatch.clients(), 'acme'));
+});
+afterAll(() => dispatch[Symbol.asyncDispose]());
+
+const BODY = Buffer.from('{"orderId": 1.0}');
+const event = { type: 'order.created', body: { case: 'payload' as const, value: BODY } };
+
+describe('publish and read back', () => {
+  test('by grpc-js', async () => {
+    const caller = grpcCaller(dispatch.grpcPort, key);
+    const { eventId } = await caller.call(PublishService.method.publish, { event });
+    const answer = await caller.call(EventService.method.getEvent, { eventId });
+    expect(Buffer.from(answer.event!.payload).equals(BODY)).toBe(true);
+    caller.close();
+  });
+
+  test.each(['connect-grpc', 'connect-json', 'grpc-web'] as const)('by %s', async (kind) => {
+    const port = dispatch.httpPort;
+    const web = createGrpcWebTransport({
+      baseUrl: `http://127.0.0.1:${port}`,
+      httpVersion: '1.1',
+      interceptors: [
+        (next) => (request) => {
+          request.header.set('authorization', `Bearer ${key}`);
+          return next(request);
+        },
+      ],
+    });
+    const [publish, events] = {
+      'connect-grpc': [
+        connectGrpcClient(PublishService, port, key),
+        connectGrpcClient(EventService, port, key),
+      ] as const,
+      'connect-json': [jsonClient(PublishService, port, key), jsonClient(EventService, port, key)] as const,
+      'grpc-web': [createClient(PublishService, web), createClient(EventService, web)] as const,
+    }[kind];
+    const { eventId } = await publish.publish({ event });
+    expect(Buffer.from((await events.getEvent({ eventId })).event!.payload).equals(BODY)).toBe(true);
+  });
+
+  test('by curl, with data as plain JSON', async () => {
+    const curl = async (method: string, body: object) => {
+      const url = `http://127.0.0.1:${dispatch.httpPort}/dispatch.v1.${method}`;
+      const { stdout } = await run('curl', [
+        '-sS',
+        url,
+        '-H',
+        `authorization: Bearer ${key}`,
+        '-H',
+        'content-type: application/json',
+        '-d',
+        JSON.stringify(body),
+      ]);
+      return JSON.parse(stdout);
+    };
+    const { eventId } = await curl('PublishService/Publish', {
+      event: { type: 'order.created', data: { b: 1, a: [1.5, null] } },
+    });
+    const answer = await curl('EventService/GetEvent', { eventId });
+    expect(Buffer.from(answer.event.payload, 'base64').toString()).toBe('{"b":1,"a":[1.5,null]}');
+    expect(answer.event).toMatchObject({
+      tenantId: 'acme',
+      contentType: 'application/json',
+      payloadBytes: 22,
+    });
+  });
+});
+
+describe('PublishStream', () => {
+  const requests = Array.from({ length: 1_500 }, (_, i) => ({
+    sequence: BigInt(i),
+    event: i % 100 === 7 ? { type: 'not a type' } : event,
+  }));
+
+  function check(
+    acks: readonly { sequence: bigint; result?: { result: { case?: string | undefined } } | undefined }[],
+  ) {
+    expect(acks.map((a) => Number(a.sequence)).sort((x, y) => x - y)).toEqual(requests.map((_, i) => i));
+    for (const ack of acks)
+      expect(ack.result!.result.case).toBe(Number(ack.sequence) % 100 === 7 ? 'error' : 'ok');
+  }
+
+  test('acks every event over Connect on h2c, bad ones with their error', async () => {
+    const acks = [];
+    const client = connectGrpcClient(PublishService, dispatch.httpPort, key);
+    for await (const ack of client.publishStream(
+      (async function* () {
+        yield* requests;
+      })(),
+    ))
+      acks.push(ack);
+    check(acks);
+  });
+
+  test('acks every event over grpc-js', async () => {
+    const caller = grpcCaller(dispatch.grpcPort, key);
+    const method = PublishService.method.publishStream;
+    const stream = caller.client.makeBidiStreamRequest(
+      `/${PublishService.typeName}/${method.name}`,
+      (value: ReturnType<typeof create<typeof PublishStreamRequestSchema>>) =>
+        Buffer.from(toBinary(PublishStreamRequestSchema, value)),
+      (bytes: Buffer) => fromBinary(PublishStreamResponseSchema, bytes),
+      caller.metadata,
+    );
+    const acks: ReturnType<typeof create<typeof PublishStreamResponseSchema>>[] = [];
+    stream.on('data', (ack) => acks.push(ack));
+    const ended = new Promise((done, fail) => stream.on('end', done).on('error', fail));
+    for (const request of requests) stream.write(create(PublishStreamRequestSchema, request));
+    stream.end();
+    await ended;
+    check(acks);
+    caller.close();
+  });
+
+  test('is refused without a key on both ports', async () => {
+    await expect(
+      (async () => {
+        for await (const _ of connectGrpcClient(PublishService, dispatch.httpPort, undefined).publishStream(
+          (async function* () {
+            yield* requests.slice(0, 3);
+          })(),
+        ));
+      })(),
+    ).rejects.toThrow('unauthenticated');
+  });
+});
+
+describe('beside the RPCs', () => {
+  test('reflection lists every service and describes its methods', async () => {
+    const definition = loadSync(
+      new URL(
+        '../../node_modules/@grpc/reflection/build/proto/grpc/reflection/v1/reflection.proto',
+        import.meta.url,
+      ).pathname,
+    );
+    // biome-ignore lint/suspicious/noExplicitAny: proto-loader's packages have no static type
+    const { ServerReflection } = (loadPackageDefinition(definition) as any).grpc.reflection.v1;
+    const client = new ServerReflection(`127.0.0.1:${dispatch.grpcPort}`, credentials.createInsecure());
+    const ask = (request: object) =>
+      // biome-ignore lint/suspicious/noExplicitAny: as above
+      new Promise<any>((done, fail) => {
+        const call = client.ServerReflectionInfo();
+        call.on('data', done).on('error', fail);
+        call.write(request);
+        call.end();
+      });
+    const { listServicesResponse } = await ask({ listServices: '*' });
+    const names = [
+      'PublishService',
+      'SubscriptionService',
+      'EventService',
+      'DeadLetterService',
+      'TenantService',
+    ].map((n) => `dispatch.v1.${n}`);
+    expect(listServicesResponse.service.map((s: { name: string }) => s.name)).toEqual(
+      expect.arrayContaining([...names, 'grpc.health.v1.Health']),
+    );
+    const { fileDescriptorResponse } = await ask({ fileContainingSymbol: 'dispatch.v1.PublishService' });
+    expect(Buffer.concat(fileDescriptorResponse.fileDescriptorProto).includes('PublishStream')).toBe(true);
+    client.close();
+  });
+
+  test('grpc.health.v1 says SERVING', async () => {
+    const client = new Client(`127.0.0.1:${dispatch.grpcPort}`, credentials.createInsecure());
+    const bytes = await new Promise<Buffer>((done, fail) =>
+      client.makeUnaryRequest(
+        '/grpc.health.v1.Health/Check',
+        (b: Buffer) => b,
+        (b: Buffer) => b,
+        Buffer.alloc(0),
+        (error, value) => (error === null ? done(value!) : fail(error)),
+      ),
+    );
+    expect([...bytes]).toEqual([8, 1]);
+    client.close();
+  });
+
+  test('/healthz, /readyz and /metrics answer, anything else is 404', async () => {
+    const get = async (path: string) => {
+      const response = await fetch(`http://127.0.0.1:${dispatch.httpPort}${path}`);
+      return [response.status, await response.text()] as const;
+    };
+    expect(await get('/healthz')).toEqual([200, 'ok\n']);
+    expect(await get('/readyz')).toEqual([200, 'ready\n']);
+    expect((await get('/nothing'))[0]).toBe(404);
+    const [status, metrics] = await get('/metrics');
+    expect(status).toBe(200);
+    for (const name of [
+      'publishes_total',
+      'attempts_total',
+      'attempt_seconds',
+      'delivery_lag_seconds',
+      'queue_depth',
+      'group_commit_events',
+      'database_connections',
+    ]) {
+      expect(metrics).toContain(`dispatch_${name}`);
+    }
+  });
+
+  test('a deadline that has passed is DEADLINE_EXCEEDED', async () => {
+    const caller = grpcCaller(dispatch.grpcPort, key);
+    await expect(caller.call(EventService.method.listEvents, {}, { deadlineMs: -1 })).rejects.toMatchObject({
+      code: 4,
+    });
+    caller.close();
+  });
+});

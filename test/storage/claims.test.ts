@@ -1,0 +1,311 @@
+import { randomBytes } from 'node:crypto';
+import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import type { NewEvent } from '../../src/domain/event.ts';
+import {
+  createIdSource,
+  deliveryIdOf,
+  encodeId,
+  type SubscriptionId,
+  type TenantId,
+} from '../../src/domain/ids.ts';
+import { claim, positionAfter, WALK_START, walkQueues } from '../../src/storage/claims.ts';
+import { type Database, openDatabase } from '../../src/storage/database.ts';
+import { type IngestBatch, type IngestEvent, ingest } from '../../src/storage/ingest.ts';
+import { type DeliveryRecord, writeRecords } from '../../src/storage/records.ts';
+import { cloneDatabase, type TestDatabase } from '../support/database.ts';
+
+let database: TestDatabase;
+let db: Database;
+const ids = createIdSource(Date.now, randomBytes);
+const LEASE_MS = 60_000;
+const a = 'a' as TenantId;
+const b = 'b' as TenantId;
+
+beforeAll(async () => {
+  database = await cloneDatabase();
+  db = await openDatabase(database.url, 4, () => {});
+  for (const t of [a, b]) {
+    await database.owner.query(
+      `INSERT INTO tenants (tenant_id, display_name, metadata, state) VALUES ($1, '', '{}', 'active')`,
+      [t],
+    );
+  }
+});
+beforeEach(async () => {
+  await database.owner.query(
+    'TRUNCATE deliveries, events, attempts, dead_letters, closed_deliveries, idempotency_keys',
+  );
+});
+afterAll(async () => {
+  await db[Symbol.asyncDispose]();
+  await database[Symbol.asyncDispose]();
+});
+
+const newSubscription = () => ids.bytes();
+const subId = (bytes: Buffer) => encodeId('sub', bytes) as SubscriptionId;
+
+function event(
+  tenantId: TenantId,
+  subscriptions: readonly Buffer[],
+  more: Partial<NewEvent> & { owned?: boolean } = {},
+): IngestEvent {
+  const { owned = false, ...fields } = more;
+  const eventId = ids.eventBytes();
+  return {
+    eventId,
+    event: {
+      tenantId,
+      type: 'order.created',
+      payload: Buffer.from('{"a":1}'),
+      contentType: 'application/json',
+      source: '',
+      subject: '',
+      idempotencyKey: '',
+      deliverAfterMs: undefined,
+      metadata: {},
+      ...fields,
+    },
+    deliveries: subscriptions.map((subscriptionId, i) => ({
+      deliveryId: deliveryIdOf(eventId, i + 1),
+      subscriptionId,
+      owned,
+    })),
+  };
+}
+
+async function store(
+  events: readonly IngestEvent[],
+  versions: Partial<Record<string, number>> = {},
+  lease = randomBytes(16),
+) {
+  const tenants = new Map(events.map((e) => [e.event.tenantId, versions[e.event.tenantId] ?? 1]));
+  const batch: IngestBatch = { tenants, events, lease, leaseMs: LEASE_MS };
+  return ingest(db.engine, batch);
+}
+
+const count = async (table: string) =>
+  Number((await database.owner.query(`SELECT count(*) AS n FROM ${table}`)).rows[0].n);
+const claimAll = (
+  queues: { tenantId: TenantId; subscriptionId: SubscriptionId; room: number }[],
+  lease = randomBytes(16),
+) => claim(db.engine, queues, lease, LEASE_MS, performance.now());
+
+describe('ingest', () => {
+  test('stores events of several tenants with their deliveries in one statement', async () => {
+    const s = newSubscription();
+    expect(await store([event(a, [s]), event(b, [s, newSubscription()]), event(a, [])])).toEqual([
+      { kind: 'stored' },
+      { kind: 'stored' },
+      { kind: 'stored' },
+    ]);
+    expect([await count('events'), await count('deliveries')]).toEqual([3, 3]);
+  });
+
+  test('stores nothing of a tenant whose configuration changed, and the others all the same', async () => {
+    expect(await store([event(a, [newSubscription()]), event(b, [newSubscription()])], { a: 7 })).toEqual([
+      { kind: 'stale' },
+      { kind: 'stored' },
+    ]);
+    const { rows } = await database.owner.query(
+      'SELECT tenant_id FROM deliveries UNION ALL SELECT tenant_id FROM events',
+    );
+    expect(rows).toEqual([{ tenant_id: 'b' }, { tenant_id: 'b' }]);
+  });
+
+  test('answers a used key with its first event, tells another body apart, and stores nothing twice', async () => {
+    const s = newSubscription();
+    const first = event(a, [s], { idempotencyKey: 'k' });
+    expect(await store([first, event(a, [s])])).toEqual([{ kind: 'stored' }, { kind: 'stored' }]);
+    const again = event(a, [s], { idempotencyKey: 'k' });
+    const other = event(a, [s], { idempotencyKey: 'k', payload: Buffer.from('{"a":2}') });
+    const eventId = encodeId('evt', first.eventId);
+    expect(await store([again, event(a, [s])])).toEqual([
+      { kind: 'duplicate', eventId, deliveryCount: 1, same: true },
+      { kind: 'stored' },
+    ]);
+    expect(await store([other])).toEqual([{ kind: 'duplicate', eventId, deliveryCount: 1, same: false }]);
+    expect([await count('events'), await count('deliveries'), await count('idempotency_keys')]).toEqual([
+      3, 3, 1,
+    ]);
+  });
+
+  test('gives the same key to another tenant, and to a new event once it has expired', async () => {
+    const s = newSubscription();
+    await store([event(a, [s], { idempotencyKey: 'k' })]);
+    expect(await store([event(b, [s], { idempotencyKey: 'k' })])).toEqual([{ kind: 'stored' }]);
+    await database.owner.query("UPDATE idempotency_keys SET expires_at = now() WHERE tenant_id = 'a'");
+    expect(await store([event(a, [s], { idempotencyKey: 'k', payload: Buffer.from('2') })])).toEqual([
+      { kind: 'stored' },
+    ]);
+    expect(await count('events')).toBe(3);
+  });
+
+  test('lets one of two concurrent publishes with a key win', async () => {
+    const s = newSubscription();
+    const events = Array.from({ length: 8 }, () => event(a, [s], { idempotencyKey: 'race' }));
+    const results = (await Promise.all(events.map((e) => store([e])))).flat();
+    expect(results.filter((r) => r.kind === 'stored')).toHaveLength(1);
+    expect(results.filter((r) => r.kind === 'duplicate' && r.same)).toHaveLength(7);
+    expect([await count('events'), await count('deliveries')]).toEqual([1, 1]);
+  });
+});
+
+describe('claims', () => {
+  test('two workers never get the same delivery', async () => {
+    const s = newSubscription();
+    await store(Array.from({ length: 400 }, () => event(a, [s])));
+    const queue = { tenantId: a, subscriptionId: subId(s), room: 50 };
+    const claimed = (await Promise.all(Array.from({ length: 8 }, () => claimAll([queue])))).flatMap(
+      (c) => c.deliveries,
+    );
+    expect(new Set(claimed.map((c) => c.deliveryId)).size).toBe(claimed.length);
+    expect(claimed.length).toBeGreaterThan(50);
+  });
+
+  test('bring the oldest first, at most as many as there is room for, with their events', async () => {
+    const s = newSubscription();
+    const events = Array.from({ length: 5 }, (_, i) => event(a, [s], { payload: Buffer.from(`${i}`) }));
+    for (const e of events) await store([e]);
+    const { deliveries } = await claimAll([{ tenantId: a, subscriptionId: subId(s), room: 3 }]);
+    expect(deliveries.map((d) => d.event.payload.toString())).toEqual(['0', '1', '2']);
+    expect(deliveries[0]).toMatchObject({ tenantId: 'a', attemptCount: 0, event: { type: 'order.created' } });
+  });
+
+  test('leave alone what is leased, delayed, or of another queue', async () => {
+    const s = newSubscription();
+    await store([
+      event(a, [s], { owned: true }),
+      event(a, [s], { deliverAfterMs: Date.now() + 60_000 }),
+      event(b, [s]),
+      event(a, [newSubscription()]),
+    ]);
+    expect((await claimAll([{ tenantId: a, subscriptionId: subId(s), room: 10 }])).deliveries).toEqual([]);
+  });
+
+  test('take over what another worker held, once its lease has ended', async () => {
+    const s = newSubscription();
+    await store([event(a, [s])]);
+    const queue = { tenantId: a, subscriptionId: subId(s), room: 10 };
+    const [first] = (await claimAll([queue])).deliveries;
+    expect((await claimAll([queue])).deliveries).toEqual([]);
+    await database.owner.query('UPDATE deliveries SET run_at = now()');
+    const [second] = (await claimAll([queue])).deliveries;
+    expect(second!.deliveryId).toBe(first!.deliveryId);
+    expect(second!.lease.equals(first!.lease)).toBe(false);
+  });
+
+  test('the walk finds each queue once, in pages, with when it is due', async () => {
+    const subs = Array.from({ length: 7 }, newSubscription);
+    await store(subs.flatMap((s) => [event(a, [s]), event(b, [s], { deliverAfterMs: Date.now() + 60_000 })]));
+    const all = await walkQueues(db.engine, WALK_START, 100);
+    expect(all).toHaveLength(14);
+    expect(all.filter((q) => q.tenantId === 'a').every((q) => q.dueInMs <= 0)).toBe(true);
+    expect(
+      all.filter((q) => q.tenantId === 'b').every((q) => q.dueInMs > 50_000 && q.dueInMs <= 60_000),
+    ).toBe(true);
+    const pages = [];
+    for (let from = WALK_START; ; ) {
+      const page = await walkQueues(db.engine, from, 4);
+      pages.push(...page);
+      if (page.length < 4) break;
+      from = positionAfter(page[page.length - 1]!);
+    }
+    expect(pages.map((q) => `${q.tenantId}/${q.subscriptionId}`)).toEqual(
+      all.map((q) => `${q.tenantId}/${q.subscriptionId}`),
+    );
+  });
+});
+
+describe('records', () => {
+  const attempt = {
+    attempt: 1,
+    status: 500,
+    startedAtMs: Date.now(),
+    durationUs: 1234,
+    responseBody: Buffer.from('no'),
+  };
+  const failure = { errorClass: 'http_status', message: 'the endpoint answered 500' } as const;
+
+  async function claimOne() {
+    const s = newSubscription();
+    await store([event(a, [s])]);
+    const { deliveries } = await claimAll([{ tenantId: a, subscriptionId: subId(s), room: 1 }]);
+    const { tenantId, idBytes, lease } = deliveries[0]!;
+    return { tenantId, idBytes, lease };
+  }
+
+  function allKinds(fence: Awaited<ReturnType<typeof claimOne>>): DeliveryRecord[] {
+    return [
+      { ...fence, kind: 'succeeded', attempt },
+      { ...fence, kind: 'retry', attempt, failure, delayMs: 1000 },
+      {
+        ...fence,
+        kind: 'dead',
+        reason: 'attempts_exhausted',
+        attempt,
+        failure,
+        eventType: 'order.created',
+        attemptCount: 1,
+      },
+      { ...fence, kind: 'release', delayMs: 0 },
+      { ...fence, kind: 'cancelled' },
+    ];
+  }
+
+  test('a worker that lost its lease writes nothing, whatever it wants to write', async () => {
+    const fence = await claimOne();
+    await database.owner.query(
+      'UPDATE deliveries SET lease = gen_random_uuid(), run_at = now() + $1::interval',
+      ['1 min'],
+    );
+    const before = (await database.owner.query('SELECT * FROM deliveries')).rows;
+    for (const record of allKinds(fence))
+      expect(await writeRecords(db.engine, [record]), record.kind).toBe(0);
+    expect((await database.owner.query('SELECT * FROM deliveries')).rows).toEqual(before);
+    expect([await count('attempts'), await count('dead_letters'), await count('closed_deliveries')]).toEqual([
+      0, 0, 0,
+    ]);
+  });
+
+  test('a success leaves an attempt and no delivery', async () => {
+    const fence = await claimOne();
+    expect(await writeRecords(db.engine, [allKinds(fence)[0]!])).toBe(1);
+    expect([await count('deliveries'), await count('attempts')]).toEqual([0, 1]);
+    expect(await writeRecords(db.engine, [allKinds(fence)[0]!])).toBe(0);
+  });
+
+  test('a retry frees the lease, counts the attempt and moves the due time', async () => {
+    expect(await writeRecords(db.engine, [allKinds(await claimOne())[1]!])).toBe(1);
+    const { rows } = await database.owner.query(
+      'SELECT attempt_count, lease, run_at > now() AS later, run_at <= now() + $1::interval AS soon FROM deliveries',
+      ['1 s'],
+    );
+    expect(rows).toEqual([{ attempt_count: 1, lease: null, later: true, soon: true }]);
+  });
+
+  test('a release charges nothing and leaves no attempt', async () => {
+    expect(await writeRecords(db.engine, [allKinds(await claimOne())[3]!])).toBe(1);
+    const { rows } = await database.owner.query(
+      'SELECT attempt_count, lease, run_at <= now() AS due FROM deliveries',
+    );
+    expect(rows).toEqual([{ attempt_count: 0, lease: null, due: true }]);
+    expect(await count('attempts')).toBe(0);
+  });
+
+  test('a dead letter carries its reason and the last answer', async () => {
+    expect(await writeRecords(db.engine, [allKinds(await claimOne())[2]!])).toBe(1);
+    const { rows } = await database.owner.query(
+      'SELECT reason, last_status, last_error_class, last_response_body, attempt_count FROM dead_letters',
+    );
+    expect(rows).toEqual([
+      {
+        reason: 'attempts_exhausted',
+        last_status: 500,
+        last_error_class: 'http_status',
+        last_response_body: Buffer.from('no'),
+        attempt_count: 1,
+      },
+    ]);
+    expect([await count('deliveries'), await count('attempts')]).toEqual([0, 1]);
+  });
+});

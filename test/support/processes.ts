@@ -1,0 +1,71 @@
+// dispatch as real processes, for tests that kill them.
+import { type ChildProcess, spawn } from 'node:child_process';
+import { createServer } from 'node:net';
+
+const MAIN = new URL('../../src/main.ts', import.meta.url).pathname;
+
+export type DispatchProcess = {
+  readonly child: ChildProcess;
+  readonly httpPort: number;
+  readonly grpcPort: number;
+  /** Everything it printed so far. */
+  readonly output: () => string;
+  /** Ends it at once and waits until it is gone. */
+  readonly kill: (signal: NodeJS.Signals) => Promise<number | null>;
+};
+
+/** A port that was free a moment ago. */
+export function freePort(): Promise<number> {
+  return new Promise((done, fail) => {
+    const server = createServer();
+    server.once('error', fail);
+    server.listen(0, '127.0.0.1', () => {
+      const address = server.address();
+      server.close(() => done(typeof address === 'object' && address !== null ? address.port : 0));
+    });
+  });
+}
+
+/** Starts `dispatch serve` and waits until it says that it is ready. */
+export async function spawnDispatch(
+  environment: Readonly<Record<string, string>>,
+  args: readonly string[] = [],
+  options: { readonly uid?: number; readonly gid?: number } = {},
+): Promise<DispatchProcess> {
+  const httpPort = Number(environment['DISPATCH_HTTP_PORT'] ?? (await freePort()));
+  const grpcPort = Number(environment['DISPATCH_GRPC_PORT'] ?? (await freePort()));
+  const child = spawn(process.execPath, [MAIN, 'serve', ...args], {
+    ...options,
+    stdio: ['ignore', 'pipe', 'pipe'],
+    env: {
+      PATH: process.env['PATH'],
+      DISPATCH_LOG_LEVEL: 'warn',
+      ...environment,
+      DISPATCH_HTTP_PORT: String(httpPort),
+      DISPATCH_GRPC_PORT: String(grpcPort),
+    },
+  });
+  let text = '';
+  const ended = new Promise<number | null>((done) => child.once('exit', (code) => done(code)));
+  const ready = new Promise<void>((done, fail) => {
+    const read = (chunk: Buffer) => {
+      text += chunk.toString();
+      if (text.includes('dispatch is ready')) done();
+    };
+    child.stdout.on('data', read);
+    child.stderr.on('data', read);
+    child.once('error', fail);
+    void ended.then((code) => fail(new Error(`dispatch ended with ${code} before it was ready:\n${text}`)));
+  });
+  await ready;
+  return {
+    child,
+    httpPort,
+    grpcPort,
+    output: () => text,
+    kill: (signal) => {
+      child.kill(signal);
+      return ended;
+    },
+  };
+}
