@@ -1,0 +1,60 @@
+// Ingest: events in, with one delivery each, nothing sent (a process with the api role only).
+
+import { startChild, startProduct } from '../support/processes.ts';
+import { runLoad } from '../support/run-load.ts';
+import { makeTenants } from '../support/setup.ts';
+import type { Scenario } from './scenario.ts';
+
+type Kind = {
+  readonly name: string;
+  readonly about: string;
+  readonly load: 'batch' | 'unary' | 'json';
+  readonly floorServer: 'insert-grpc' | 'echo-grpc' | 'echo-json';
+  readonly concurrency: number;
+};
+
+const BATCH = 200;
+
+function ingest(kind: Kind): Scenario {
+  return {
+    name: kind.name,
+    about: kind.about,
+    async start({ serverUrl, seconds }) {
+      await using stack = new AsyncDisposableStack();
+      const product = stack.use(await startProduct(serverUrl, { DISPATCH_ROLES: 'api' }));
+      // Port 9 of loopback: nothing is sent, the subscriptions only make deliveries.
+      await makeTenants(product.httpPort, 'http://127.0.0.1:9/');
+      const floor = stack.use(await startChild('../floor-servers.ts', [kind.floorServer, serverUrl]));
+      const port = kind.load === 'json' ? product.httpPort : product.grpcPort;
+      const measure = (to: number) => runLoad('load.ts', [kind.load, to, seconds, kind.concurrency, BATCH]);
+      const owned = stack.move();
+      return {
+        product: () => measure(port),
+        floor: () => measure(Number(floor.firstLine)),
+        [Symbol.asyncDispose]: () => owned.disposeAsync(),
+      };
+    },
+  };
+}
+
+export const ingestBatch = ingest({
+  name: 'ingest-batch',
+  about: `PublishBatch of ${BATCH} over 100 tenants, grpc-js; floor: one multi-row insert behind a bare grpc-js call`,
+  load: 'batch',
+  floorServer: 'insert-grpc',
+  concurrency: 4,
+});
+export const ingestUnary = ingest({
+  name: 'ingest-unary',
+  about: 'Publish over gRPC, 64 at once; floor: a bare grpc-js echo',
+  load: 'unary',
+  floorServer: 'echo-grpc',
+  concurrency: 64,
+});
+export const ingestJson = ingest({
+  name: 'ingest-json',
+  about: 'Publish over Connect JSON on HTTP/1.1, 64 at once; floor: a bare connect-node echo',
+  load: 'json',
+  floorServer: 'echo-json',
+  concurrency: 64,
+});

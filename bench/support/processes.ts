@@ -1,0 +1,117 @@
+// The processes of a benchmark: database, product, receiver and load, each apart, on loopback.
+import { type ChildProcess, spawn } from 'node:child_process';
+import { randomBytes } from 'node:crypto';
+import { mkdtemp, readFile, rm } from 'node:fs/promises';
+import { createServer } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import pg from 'pg';
+import { startEmbedded } from '../../src/storage/embedded.ts';
+
+export const ADMIN_KEY = 'bench-admin-key-0123456789';
+
+/** A child that prints a first line when it is up. */
+export type Child = AsyncDisposable & { readonly process: ChildProcess; readonly firstLine: string };
+
+/** Starts a TypeScript file of this project under the same Node. */
+export async function startChild(
+  file: string,
+  args: readonly string[],
+  env: NodeJS.ProcessEnv = {},
+  until = /^(.*)\n/,
+): Promise<Child> {
+  const path = new URL(file, import.meta.url).pathname;
+  const child = spawn(process.execPath, [path, ...args], {
+    stdio: ['ignore', 'pipe', 'inherit', 'ipc'],
+    env: { PATH: process.env['PATH'], ...env },
+  });
+  const firstLine = await new Promise<string>((done, fail) => {
+    let text = '';
+    const read = (chunk: Buffer) => {
+      text += chunk;
+      const match = until.exec(text);
+      if (match === null) return;
+      child.stdout?.off('data', read);
+      done(match[1] ?? '');
+    };
+    child.stdout?.on('data', read);
+    child.once('exit', (code) => fail(new Error(`${file} ended with ${code}: ${text}`)));
+  });
+  child.stdout?.resume();
+  return {
+    process: child,
+    firstLine,
+    async [Symbol.asyncDispose]() {
+      if (child.exitCode !== null || child.signalCode !== null) return;
+      const ended = new Promise((done) => child.once('exit', done));
+      child.kill('SIGTERM');
+      await ended;
+    },
+  };
+}
+
+/** An embedded server in a folder of its own, with the settings that the product gives it: fsync on. */
+export async function startDatabase(): Promise<AsyncDisposable & { readonly url: string }> {
+  const dataDir = await mkdtemp(join(tmpdir(), 'dispatch-bench-'));
+  const embedded = await startEmbedded({ dataDir });
+  return {
+    url: embedded.url,
+    async [Symbol.asyncDispose]() {
+      await embedded[Symbol.asyncDispose]();
+      await rm(dataDir, { recursive: true, force: true });
+    },
+  };
+}
+
+export function freePort(): Promise<number> {
+  return new Promise((done) => {
+    const server = createServer().listen(0, '127.0.0.1', () => {
+      const address = server.address();
+      server.close(() => done(typeof address === 'object' && address !== null ? address.port : 0));
+    });
+  });
+}
+
+export type Product = Child & { readonly httpPort: number; readonly grpcPort: number };
+
+/** `dispatch serve` on a fresh database of the server at `serverUrl`. */
+export async function startProduct(serverUrl: string, env: NodeJS.ProcessEnv = {}): Promise<Product> {
+  const name = `bench_${randomBytes(4).toString('hex')}`;
+  const client = new pg.Client({ connectionString: serverUrl });
+  await client.connect();
+  await client.query(`CREATE DATABASE ${name}`);
+  await client.end();
+  const url = new URL(serverUrl);
+  url.pathname = `/${name}`;
+  const httpPort = await freePort();
+  const grpcPort = await freePort();
+  const child = await startChild(
+    '../../src/main.ts',
+    ['serve'],
+    {
+      DISPATCH_DATABASE_URL: url.toString(),
+      DISPATCH_ADMIN_KEY: ADMIN_KEY,
+      DISPATCH_MASTER_KEYS: `bench:${Buffer.alloc(32, 7).toString('base64')}`,
+      DISPATCH_ALLOW_ENDPOINT_CIDRS: '127.0.0.0/8',
+      DISPATCH_HTTP_PORT: String(httpPort),
+      DISPATCH_GRPC_PORT: String(grpcPort),
+      ...env,
+    },
+    /(dispatch is ready)/,
+  );
+  return { ...child, httpPort, grpcPort };
+}
+
+/** Asks a sink for its count or its arrival times. */
+export async function askSink(port: number, what: 'count' | 'times'): Promise<string> {
+  const response = await fetch(`http://127.0.0.1:${port}/${what}`);
+  return response.text();
+}
+
+/** CPU seconds (user + system) that a process has used; undefined where /proc does not tell. */
+export async function cpuSeconds(pid: number | undefined): Promise<number> {
+  const stat = await readFile(`/proc/${pid}/stat`, 'utf8').catch(() => undefined);
+  if (stat === undefined) return Number.NaN;
+  const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
+  return (Number(fields[11]) + Number(fields[12])) / 100;
+}

@@ -1,0 +1,42 @@
+// The cheapest honest receiver: a raw HTTP/1.1 server in a process of its own that reads whole requests and answers
+// 204. Prints its port. `GET /count` tells how many requests it has had; `GET /times` (with --times) the arrival time
+// of each webhook-id since it was last asked, in ms since 1970.
+import { createServer } from 'node:net';
+
+const ANSWER = Buffer.from('HTTP/1.1 204 No Content\r\n\r\n');
+const withTimes = process.argv.includes('--times');
+const times: string[] = [];
+let count = 0;
+
+const server = createServer({ noDelay: true }, (socket) => {
+  let pending: Buffer = Buffer.alloc(0);
+  socket.on('error', () => socket.destroy());
+  socket.on('data', (chunk) => {
+    pending = pending.length === 0 ? chunk : Buffer.concat([pending, chunk]);
+    for (;;) {
+      const end = pending.indexOf('\r\n\r\n');
+      if (end < 0) return;
+      const head = pending.toString('latin1', 0, end);
+      if (head.startsWith('GET ')) {
+        pending = pending.subarray(end + 4);
+        const body = head.startsWith('GET /times') ? times.splice(0).join('\n') : String(count);
+        socket.write(`HTTP/1.1 200 OK\r\ncontent-length: ${Buffer.byteLength(body)}\r\n\r\n${body}`);
+        continue;
+      }
+      const length = Number(/content-length: (\d+)/i.exec(head)?.[1] ?? 0);
+      if (pending.length < end + 4 + length) return;
+      pending = pending.subarray(end + 4 + length);
+      count++;
+      if (withTimes) {
+        const id = /webhook-id: (\S+)/i.exec(head)?.[1] ?? '';
+        times.push(`${id} ${(performance.timeOrigin + performance.now()).toFixed(3)}`);
+      }
+      socket.write(ANSWER);
+    }
+  });
+});
+server.listen(0, '127.0.0.1', () => {
+  const address = server.address();
+  process.stdout.write(`${typeof address === 'object' && address !== null ? address.port : 0}\n`);
+});
+process.on('disconnect', () => process.exit(0));
