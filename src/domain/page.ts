@@ -29,8 +29,10 @@ export function parsePage(
   const problem =
     'is not a token of this list and filter; pass next_page_token of the page before, or nothing';
   if (pageToken.length > 512) throw invalidField('page_token', problem);
-  const text = Buffer.from(pageToken, 'base64url').toString('utf8');
+  const bytes = Buffer.from(pageToken, 'base64url');
+  const text = bytes.toString('utf8');
   const key = text.slice(9);
+  if (bytes.toString('base64url') !== pageToken) throw invalidField('page_token', problem);
   if (text.slice(0, 8) !== digest(scope) || text[8] !== ':' || !isKey(key))
     throw invalidField('page_token', problem);
   return { size, after: key };

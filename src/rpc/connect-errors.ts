@@ -13,12 +13,15 @@ export function describeDecodeErrors(handlers: Handlers): void {
     const wrapped = async (request: Parameters<Handler>[0]) => {
       const response = await handler(request);
       const isJson = response.header?.get('content-type') === 'application/json';
-      if (response.status !== 400 || !isJson || response.body === undefined) return response;
+      const isPlain = response.header?.get('content-encoding') === null;
+      const isDecodeError = response.status === 400 || response.status === 500;
+      if (!isDecodeError || !isJson || !isPlain || response.body === undefined) return response;
       const chunks: Uint8Array[] = [];
       for await (const chunk of response.body) chunks.push(chunk);
-      const bytes = withViolation(Buffer.concat(chunks));
-      response.header?.set('content-length', String(bytes.length));
-      return { ...response, body: once(bytes) };
+      const original = Buffer.concat(chunks);
+      const bytes = withViolation(original) ?? original;
+      if (response.header?.has('content-length')) response.header.set('content-length', String(bytes.length));
+      return { ...response, status: bytes === original ? response.status : 400, body: once(bytes) };
     };
     handlers[i] = Object.assign(wrapped, {
       protocolNames: handler.protocolNames,
@@ -37,10 +40,13 @@ async function* once(bytes: Uint8Array): AsyncGenerator<Uint8Array> {
 
 type ErrorBody = { code?: string; message?: string; details?: unknown[] };
 
-function withViolation(bytes: Buffer): Buffer {
+/** The same error with a violation, or undefined if it is not a decoding error. */
+function withViolation(bytes: Buffer): Buffer | undefined {
   const error = JSON.parse(bytes.toString('utf8')) as ErrorBody;
-  if (error.code !== 'invalid_argument' || (error.details?.length ?? 0) > 0) return bytes;
   const message = error.message ?? '';
+  // The binary reader's errors come as INTERNAL, although it is the caller's bytes that are wrong.
+  const isBinary = error.code === 'internal' && message.startsWith('parse binary');
+  if ((error.code !== 'invalid_argument' && !isBinary) || (error.details?.length ?? 0) > 0) return undefined;
   const value = toBinary(
     BadRequestSchema,
     create(BadRequestSchema, { fieldViolations: [violationOf(message)] }),
@@ -49,7 +55,7 @@ function withViolation(bytes: Buffer): Buffer {
     type: 'google.rpc.BadRequest',
     value: Buffer.from(value).toString('base64').replace(/=+$/, ''),
   };
-  return Buffer.from(JSON.stringify({ ...error, details: [detail] }));
+  return Buffer.from(JSON.stringify({ ...error, code: 'invalid_argument', details: [detail] }));
 }
 
 /** The field and the advice in a message of the JSON or binary reader of @bufbuild/protobuf. */

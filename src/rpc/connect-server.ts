@@ -49,6 +49,8 @@ export async function startConnectServer(
     routes: (router) => addRoutes(router, services, path),
     readMaxBytes: MAX_REQUEST_BYTES,
     maxTimeoutMs: MAX_TIMEOUT_MS,
+    // Small answers, all errors among them, are not worth the CPU of compressing.
+    compressMinBytes: 64 * 1024,
     jsonOptions: { ignoreUnknownFields: false },
     binaryOptions: { readUnknownFields: false },
     shutdownSignal: shutdown.signal,

@@ -1,0 +1,294 @@
+// Every tenant-scoped RPC × own tenant, another tenant, no tenant, no key, a revoked key. And platform calls.
+import type { DescMethod } from '@bufbuild/protobuf';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { DeadLetterService } from '../../gen/dispatch/v1/dead_letter_service_pb.ts';
+import { EventService } from '../../gen/dispatch/v1/event_service_pb.ts';
+import { PublishService } from '../../gen/dispatch/v1/publish_service_pb.ts';
+import { SubscriptionService } from '../../gen/dispatch/v1/subscription_service_pb.ts';
+import { TenantService } from '../../gen/dispatch/v1/tenant_service_pb.ts';
+import { accessOf } from '../../src/rpc/access.ts';
+import { type GrpcCaller, grpcCaller } from '../support/clients.ts';
+import { eventually } from '../support/eventually.ts';
+import {
+  ADMIN_KEY,
+  type Clients,
+  newTenant,
+  startTestInstance,
+  type TestInstance,
+} from '../support/instance.ts';
+import { type Receiver, startReceiver } from '../support/receiver.ts';
+
+let dispatch: TestInstance;
+let receiver: Receiver;
+let admin: Clients;
+let own: GrpcCaller;
+let foreign: GrpcCaller;
+let platform: GrpcCaller;
+/** Ids of things that belong to tenant `own`. */
+let ids: { subscriptionId: string; eventId: string; deadId: string; waitingId: string; replayId: string };
+
+const CANARY = 'canary-7f3a';
+
+beforeAll(async () => {
+  dispatch = await startTestInstance();
+  receiver = await startReceiver();
+  receiver.answer = () => ({ status: 500, body: CANARY });
+  admin = dispatch.clients();
+  const { key } = await newTenant(admin, 'own');
+  own = grpcCaller(dispatch.grpcPort, key);
+  foreign = grpcCaller(dispatch.grpcPort, (await newTenant(admin, 'other')).key);
+  platform = grpcCaller(dispatch.grpcPort, ADMIN_KEY);
+  const clients = dispatch.clients(key);
+  const retryPolicy = {
+    schedule: { case: 'list' as const, value: { delays: [{ seconds: 0n, nanos: 1_000_000 }] } },
+  };
+  const slow = { schedule: { case: 'list' as const, value: { delays: [{ seconds: 3_600n, nanos: 0 }] } } };
+  const { subscription } = await clients.subscriptions.createSubscription({
+    subscription: { url: receiver.url, eventTypes: ['a.*'], retryPolicy, description: CANARY },
+  });
+  await clients.subscriptions.createSubscription({
+    subscription: { url: receiver.url, eventTypes: ['b.*'], retryPolicy: slow },
+  });
+  const body = { case: 'data' as const, value: { secret: CANARY } };
+  const { eventId } = await clients.publish.publish({ event: { type: 'a.x', body } });
+  const waiting = await clients.publish.publish({ event: { type: 'b.x', body } });
+  const deadId = await eventually(async () => {
+    const { deadLetters } = await clients.deadLetters.listDeadLetters({});
+    expect(deadLetters).toHaveLength(1);
+    return deadLetters[0]!.deliveryId;
+  });
+  const waitingId = (await clients.events.listDeliveries({ eventId: waiting.eventId })).deliveries[0]!
+    .deliveryId;
+  const { replay } = await clients.deadLetters.replayDeadLetters({
+    filter: { eventType: 'nothing.matches' },
+  });
+  ids = {
+    subscriptionId: subscription!.subscriptionId,
+    eventId,
+    deadId,
+    waitingId,
+    replayId: replay!.replayId,
+  };
+});
+afterAll(async () => {
+  for (const caller of [own, foreign, platform]) caller.close();
+  await dispatch[Symbol.asyncDispose]();
+  await receiver[Symbol.asyncDispose]();
+});
+
+/** A valid request of every tenant-scoped unary RPC, naming things of tenant `own`. Destructive ones come last. */
+function requests(): readonly (readonly [DescMethod, object])[] {
+  const event = { type: 'a.y', body: { case: 'data' as const, value: {} } };
+  const subscription = { url: receiver.url, eventTypes: ['z'] };
+  return [
+    [PublishService.method.publish, { event }],
+    [PublishService.method.publishBatch, { events: [event] }],
+    [SubscriptionService.method.createSubscription, { subscription }],
+    [SubscriptionService.method.getSubscription, { subscriptionId: ids.subscriptionId }],
+    [SubscriptionService.method.listSubscriptions, {}],
+    [
+      SubscriptionService.method.updateSubscription,
+      {
+        subscription: { subscriptionId: ids.subscriptionId, description: 'x' },
+        updateMask: { paths: ['description'] },
+      },
+    ],
+    [SubscriptionService.method.pauseSubscription, { subscriptionId: ids.subscriptionId }],
+    [SubscriptionService.method.resumeSubscription, { subscriptionId: ids.subscriptionId }],
+    [SubscriptionService.method.rotateSecret, { subscriptionId: ids.subscriptionId }],
+    [EventService.method.getEvent, { eventId: ids.eventId }],
+    [EventService.method.listEvents, {}],
+    [EventService.method.listDeliveries, { eventId: ids.eventId }],
+    [EventService.method.getDelivery, { deliveryId: ids.deadId }],
+    [EventService.method.listAttempts, { deliveryId: ids.deadId }],
+    [EventService.method.retryDelivery, { deliveryId: ids.waitingId }],
+    [EventService.method.cancelDelivery, { deliveryId: ids.waitingId }],
+    [DeadLetterService.method.listDeadLetters, {}],
+    [DeadLetterService.method.getDeadLetter, { deliveryId: ids.deadId }],
+    [DeadLetterService.method.getReplay, { replayId: ids.replayId }],
+    [DeadLetterService.method.replayDeadLetters, { filter: { eventType: 'nothing.matches' } }],
+    [DeadLetterService.method.replayDeadLetter, { deliveryId: ids.deadId }],
+    [DeadLetterService.method.discardDeadLetters, { deliveryIds: [ids.deadId] }],
+    [SubscriptionService.method.deleteSubscription, { subscriptionId: ids.subscriptionId }],
+  ];
+}
+
+type Outcome = { readonly code: number; readonly text: string };
+
+async function ask(caller: GrpcCaller, method: DescMethod, request: object): Promise<Outcome> {
+  try {
+    const answer = await caller.call(method, request as Record<string, unknown>);
+    const text = JSON.stringify(answer, (_key, v) =>
+      typeof v === 'bigint' ? String(v) : v instanceof Uint8Array ? Buffer.from(v).toString() : v,
+    );
+    return { code: 0, text };
+  } catch (error) {
+    const { code, message } = error as { code: number; message: string };
+    return { code, text: message };
+  }
+}
+
+/** RPCs that name no resource: with another tenant's key they concern that tenant's own, empty, world. */
+const LISTS = new Set([
+  'Publish',
+  'PublishBatch',
+  'CreateSubscription',
+  'ListSubscriptions',
+  'ListEvents',
+  'ListDeliveries',
+  'ListDeadLetters',
+  'ReplayDeadLetters',
+  'DiscardDeadLetters',
+]);
+
+describe('every tenant-scoped RPC', () => {
+  test('is in this matrix', () => {
+    const services = [PublishService, SubscriptionService, EventService, DeadLetterService];
+    const all = services.flatMap((s) => s.methods).filter((m) => m.methodKind === 'unary');
+    expect(new Set(requests().map(([m]) => m.name))).toEqual(new Set(all.map((m) => m.name)));
+    for (const method of services.flatMap((s) => s.methods))
+      expect(accessOf(method.parent.typeName, method.name)).not.toBe('platform');
+    for (const method of TenantService.methods)
+      expect(accessOf(TenantService.typeName, method.name)).toBe('platform');
+  });
+
+  test('answers another tenant as if nothing were there, and shows nothing of the owner', async () => {
+    for (const [method, request] of requests()) {
+      const { code, text } = await ask(foreign, method, request);
+      expect([method.name, code]).toEqual([method.name, LISTS.has(method.name) ? 0 : 5]);
+      expect(text, method.name).not.toContain(CANARY);
+      if (code === 0) expect(text, method.name).not.toContain('"own"');
+    }
+  });
+
+  test('is PERMISSION_DENIED for another tenant that names the owner', async () => {
+    for (const [method, request] of requests()) {
+      expect([method.name, (await ask(foreign, method, { ...request, tenantId: 'own' })).code]).toEqual([
+        method.name,
+        7,
+      ]);
+    }
+    const event = { tenantId: 'own', type: 'a.y', body: { case: 'data' as const, value: {} } };
+    const { results } = await foreign.call(PublishService.method.publishBatch, { events: [event] });
+    expect(results[0]!.result).toMatchObject({ case: 'error', value: { code: 7 } });
+  });
+
+  test('needs a tenant from a platform key, and a key from everyone', async () => {
+    const nobody = grpcCaller(dispatch.grpcPort, undefined);
+    const stranger = grpcCaller(dispatch.grpcPort, 'dsp_live_nonsense');
+    for (const [method, request] of requests()) {
+      const { code, text } = await ask(platform, method, request);
+      if (method.name === 'PublishBatch') expect(text).toContain('tenant_id');
+      else expect([method.name, code]).toEqual([method.name, 3]);
+      expect([method.name, (await ask(nobody, method, request)).code]).toEqual([method.name, 16]);
+      expect([method.name, (await ask(stranger, method, request)).code]).toEqual([method.name, 16]);
+    }
+    nobody.close();
+    stranger.close();
+  });
+
+  test('works for the owner, and changed nothing before', async () => {
+    for (const [method, request] of requests()) {
+      const expected = method.name === 'DiscardDeadLetters' ? '"discardedCount":0' : '';
+      const { code, text } = await ask(own, method, request);
+      expect([method.name, code, text]).toEqual([method.name, 0, expect.stringContaining(expected)]);
+    }
+  });
+});
+
+describe('keys', () => {
+  test('TenantService is for platform keys only', async () => {
+    for (const method of TenantService.methods) {
+      expect([method.name, (await ask(own, method, { tenantId: 'own' })).code]).toEqual([method.name, 7]);
+    }
+  });
+
+  test('a revoked or expired key stops working, everywhere, within 5 s', async () => {
+    const { key, apiKey } = await admin.tenants.createApiKey({ tenantId: 'own' });
+    const caller = grpcCaller(dispatch.grpcPort, key);
+    const codeNow = async () => (await ask(caller, EventService.method.listEvents, {})).code;
+    expect(await codeNow()).toBe(0);
+    await admin.tenants.revokeApiKey({ tenantId: 'own', keyId: apiKey!.keyId });
+    await eventually(async () => expect(await codeNow()).toBe(16), 6_000);
+    await expect(admin.tenants.revokeApiKey({ tenantId: 'other', keyId: apiKey!.keyId })).rejects.toThrow(
+      'not_found',
+    );
+    caller.close();
+    const { apiKeys } = await admin.tenants.listApiKeys({ tenantId: 'own' });
+    expect(apiKeys).toHaveLength(2);
+    expect(JSON.stringify(apiKeys.map((k) => ({ ...k, createTime: 0, revokeTime: 0 })))).not.toContain(
+      'dsp_live',
+    );
+  });
+
+  test('a suspended tenant cannot publish and gets nothing delivered until it is resumed', async () => {
+    const { key } = await newTenant(admin, 'naughty');
+    const clients = dispatch.clients(key);
+    const calm = await startReceiver();
+    await clients.subscriptions.createSubscription({ subscription: { url: calm.url, eventTypes: ['**'] } });
+    const event = { type: 'a.x', body: { case: 'data' as const, value: {} } };
+    await clients.publish.publish({ event });
+    await eventually(() => expect(calm.received).toHaveLength(1));
+    await admin.tenants.suspendTenant({ tenantId: 'naughty' });
+    await expect(clients.publish.publish({ event })).rejects.toThrow('suspended');
+    await admin.tenants.resumeTenant({ tenantId: 'naughty' });
+    await clients.publish.publish({ event });
+    await eventually(() => expect(calm.received).toHaveLength(2));
+    await calm[Symbol.asyncDispose]();
+  });
+});
+
+describe('deletion', () => {
+  const rowsOf = async (tenantId: string) => {
+    const tables = [
+      'deliveries',
+      'dead_letters',
+      'closed_deliveries',
+      'attempts',
+      'events',
+      'idempotency_keys',
+      'replays',
+      'subscription_secrets',
+      'subscriptions',
+      'api_keys',
+      'tenants',
+    ];
+    let count = 0;
+    for (const table of tables) {
+      const { rows } = await dispatch.database.owner.query(
+        `SELECT count(*) AS n FROM ${table} WHERE tenant_id = $1`,
+        [tenantId],
+      );
+      count += Number(rows[0].n);
+    }
+    return count;
+  };
+
+  test('of a subscription cancels what it has pending', async () => {
+    const { key } = await newTenant(admin, 'shop');
+    const clients = dispatch.clients(key);
+    const { subscription } = await clients.subscriptions.createSubscription({
+      subscription: { url: receiver.url, eventTypes: ['**'] },
+    });
+    const { subscriptionId } = subscription!;
+    await clients.subscriptions.pauseSubscription({ subscriptionId });
+    const { eventId } = await clients.publish.publish({
+      event: { type: 'a.x', body: { case: 'data', value: {} } },
+    });
+    await clients.subscriptions.deleteSubscription({ subscriptionId });
+    await expect(clients.subscriptions.getSubscription({ subscriptionId })).rejects.toThrow('not_found');
+    await eventually(async () => {
+      const { deliveries } = await clients.events.listDeliveries({ eventId });
+      expect(deliveries[0]!.state).toBe(5); // CANCELLED
+    });
+  });
+
+  test('of a tenant removes every row it owned, and no other tenant’s', async () => {
+    const before = await rowsOf('own');
+    expect(await rowsOf('shop')).toBeGreaterThanOrEqual(4);
+    await admin.tenants.deleteTenant({ tenantId: 'shop' });
+    await eventually(async () => expect(await rowsOf('shop')).toBe(0));
+    expect(await rowsOf('own')).toBe(before);
+    await admin.tenants.createTenant({ tenant: { tenantId: 'shop' } });
+  });
+});
