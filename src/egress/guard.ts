@@ -49,7 +49,8 @@ export function createAddressGuard(exceptions: readonly string[]): AddressGuard 
       const host = hostOf(url);
       const refused = 'leads to an address that endpoints may not have';
       if (isIP(host) !== 0) return allows(host) ? undefined : refused;
-      const loopback = host === 'localhost' || host.endsWith('.localhost') || host === '';
+      const name = host.endsWith('.') ? host.slice(0, -1) : host;
+      const loopback = name === 'localhost' || name.endsWith('.localhost') || name === '';
       return loopback && !allows('127.0.0.1') && !allows('::1') ? refused : undefined;
     },
   };

@@ -31,10 +31,11 @@ export async function spawnDispatch(
   environment: Readonly<Record<string, string>>,
   args: readonly string[] = [],
   options: { readonly uid?: number; readonly gid?: number } = {},
+  main = MAIN,
 ): Promise<DispatchProcess> {
   const httpPort = Number(environment['DISPATCH_HTTP_PORT'] ?? (await freePort()));
   const grpcPort = Number(environment['DISPATCH_GRPC_PORT'] ?? (await freePort()));
-  const child = spawn(process.execPath, [MAIN, 'serve', ...args], {
+  const child = spawn(process.execPath, [main, 'serve', ...args], {
     ...options,
     stdio: ['ignore', 'pipe', 'pipe'],
     env: {

@@ -1,0 +1,207 @@
+// The service as a whole: idle cost, --processes, embedded database as root and as an ordinary user, start problems.
+import { execFile } from 'node:child_process';
+import { chmod, cp, mkdir, mkdtemp, readFile, rm, stat, symlink } from 'node:fs/promises';
+import { createServer } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { setTimeout as wait } from 'node:timers/promises';
+import { promisify } from 'node:util';
+import { create } from '@bufbuild/protobuf';
+import { durationFromMs } from '@bufbuild/protobuf/wkt';
+import { describe, expect, test } from 'vitest';
+import { RetryListSchema } from '../../gen/dispatch/v1/subscription_service_pb.ts';
+import { startEmbedded } from '../../src/storage/embedded.ts';
+import { migrate } from '../../src/storage/migrate.ts';
+import { cloneDatabase } from '../support/database.ts';
+import { eventually } from '../support/eventually.ts';
+import { ADMIN_KEY, clientsOf, MASTER_KEY } from '../support/instance.ts';
+import { freePort, spawnDispatch } from '../support/processes.ts';
+import { startReceiver } from '../support/receiver.ts';
+
+const run = promisify(execFile);
+const ROOT = new URL('../../', import.meta.url).pathname;
+const external = (url: string) => ({
+  DISPATCH_DATABASE_URL: url,
+  DISPATCH_ADMIN_KEY: ADMIN_KEY,
+  DISPATCH_MASTER_KEYS: `test:${MASTER_KEY.toString('base64')}`,
+  DISPATCH_ALLOW_ENDPOINT_CIDRS: '127.0.0.0/8',
+});
+
+describe('an idle service', () => {
+  test('makes at most 2 queries a second, with a paused backlog and a retry hours away', async () => {
+    await using database = await cloneDatabase();
+    const dispatch = await spawnDispatch(external(database.url));
+    const clients = clientsOf(dispatch.httpPort, ADMIN_KEY);
+    await clients.tenants.createTenant({ tenant: { tenantId: 'acme' } });
+    const slow = {
+      schedule: {
+        case: 'list' as const,
+        value: create(RetryListSchema, { delays: [durationFromMs(36_000_000)] }),
+      },
+    };
+    await clients.subscriptions.createSubscription({
+      tenantId: 'acme',
+      subscription: { url: 'http://127.0.0.1:1/', eventTypes: ['a'], retryPolicy: slow },
+    });
+    const { subscription } = await clients.subscriptions.createSubscription({
+      tenantId: 'acme',
+      subscription: { url: 'http://127.0.0.1:1/', eventTypes: ['b'] },
+    });
+    await clients.subscriptions.pauseSubscription({
+      tenantId: 'acme',
+      subscriptionId: subscription!.subscriptionId,
+    });
+    for (const type of ['a', 'b'])
+      await clients.publish.publish({ tenantId: 'acme', event: { type, body: { case: 'data', value: {} } } });
+    // What an idle service runs are single statements, each its own transaction: the server counts those.
+    const executed = async () => {
+      await database.owner.query('SELECT pg_stat_clear_snapshot()');
+      const { rows } = await database.owner.query<{ n: string }>(
+        'SELECT xact_commit + xact_rollback AS n FROM pg_stat_database WHERE datname = current_database()',
+      );
+      return Number(rows[0]!.n);
+    };
+    await wait(12_000); // the caches' checks and the first maintenance are over
+    const windowSeconds = 20;
+    const before = await executed();
+    await wait(windowSeconds * 1_000); // this is the measurement itself
+    const perSecond = ((await executed()) - before - 2) / windowSeconds;
+    console.log(`idle: ${perSecond.toFixed(2)} transactions/s, each of one statement`);
+    expect(perSecond).toBeGreaterThan(0.5); // the poll beneath the hints is there
+    expect(perSecond).toBeLessThanOrEqual(2);
+    await dispatch.kill('SIGTERM');
+  });
+});
+
+describe('--processes', () => {
+  test('serves from several processes on the same ports, replaces one that is killed, and drains on SIGTERM', async () => {
+    await using database = await cloneDatabase();
+    await using receiver = await startReceiver();
+    const dispatch = await spawnDispatch(external(database.url), ['--processes=2']);
+    const clients = clientsOf(dispatch.httpPort, ADMIN_KEY);
+    await eventually(() => clients.tenants.createTenant({ tenant: { tenantId: 'acme' } }));
+    await clients.subscriptions.createSubscription({
+      tenantId: 'acme',
+      subscription: { url: receiver.url, eventTypes: ['**'] },
+    });
+    const children = async () => {
+      const { stdout } = await run('ps', ['-o', 'pid=', '--ppid', String(dispatch.child.pid)]);
+      return stdout.trim().split(/\s+/).map(Number);
+    };
+    const first = await children();
+    expect(first).toHaveLength(2);
+    process.kill(first[0]!, 'SIGKILL');
+    const publish = () =>
+      clients.publish.publish({ tenantId: 'acme', event: { type: 'a', body: { case: 'data', value: {} } } });
+    for (let i = 0; i < 20; i++) await eventually(publish);
+    await eventually(async () =>
+      expect((await children()).filter((pid) => !first.includes(pid))).toHaveLength(1),
+    );
+    await eventually(() =>
+      expect(new Set(receiver.received.map((r) => r.headers['webhook-id'])).size).toBeGreaterThanOrEqual(20),
+    );
+    expect(await dispatch.kill('SIGTERM')).toBe(0);
+  });
+});
+
+describe('the embedded database', () => {
+  test('keeps its data over restarts, and its keys private', async () => {
+    const dataDir = await mkdtemp(join(tmpdir(), 'dispatch-data-'));
+    await chmod(dataDir, 0o755);
+    let dispatch = await spawnDispatch({ DISPATCH_DATA_DIR: dataDir });
+    const key = await readFile(join(dataDir, 'admin-key'), 'utf8');
+    expect(dispatch.output()).toContain(key);
+    expect((await stat(join(dataDir, 'admin-key'))).mode & 0o777).toBe(0o600);
+    expect((await stat(join(dataDir, 'master-key'))).mode & 0o777).toBe(0o600);
+    await clientsOf(dispatch.httpPort, key).tenants.createTenant({ tenant: { tenantId: 'acme' } });
+    const second = spawnDispatch({ DISPATCH_DATA_DIR: dataDir });
+    await expect(second).rejects.toThrow(/is in use by the dispatch with pid \d+/);
+    await dispatch.kill('SIGTERM');
+    dispatch = await spawnDispatch({ DISPATCH_DATA_DIR: dataDir });
+    expect(dispatch.output()).not.toContain(key); // shown once
+    const { tenant } = await clientsOf(dispatch.httpPort, key).tenants.getTenant({ tenantId: 'acme' });
+    expect(tenant!.tenantId).toBe('acme');
+    await dispatch.kill('SIGTERM');
+    await rm(dataDir, { recursive: true });
+  });
+
+  test('works in a folder that other users cannot enter', async () => {
+    const closed = await mkdtemp(join(tmpdir(), 'dispatch-closed-'));
+    expect((await stat(closed)).mode & 0o077).toBe(0);
+    const embedded = await startEmbedded({ dataDir: join(closed, 'data') });
+    expect(
+      (await migrate(embedded.url, { hashPartitions: 2, partitionDays: 7 })).applied.length,
+    ).toBeGreaterThan(0);
+    expect((await migrate(embedded.url, { hashPartitions: 2, partitionDays: 7 })).applied).toEqual([]);
+    await embedded[Symbol.asyncDispose]();
+    await rm(closed, { recursive: true });
+  });
+
+  test.runIf(process.getuid?.() === 0)('works for an ordinary user, from a checkout of its own', async () => {
+    // A world-readable copy of what runs, so that the user can enter it; node_modules is linked where it can be.
+    const home = await mkdtemp(join(tmpdir(), 'dispatch-user-'));
+    await chmod(home, 0o777);
+    const checkout = join(home, 'dispatch');
+    await mkdir(checkout);
+    for (const name of ['src', 'gen', 'migrations', 'proto', 'package.json'])
+      await cp(join(ROOT, name), join(checkout, name), { recursive: true });
+    const { stdout } = await run('su', [
+      'nobody',
+      '-s',
+      '/bin/sh',
+      '-c',
+      `test -r ${ROOT}node_modules/pg/package.json && echo yes || echo no`,
+    ]);
+    if (stdout.trim() === 'yes') await symlink(join(ROOT, 'node_modules'), join(checkout, 'node_modules'));
+    else
+      await cp(join(ROOT, 'node_modules'), join(checkout, 'node_modules'), {
+        recursive: true,
+        verbatimSymlinks: true,
+      });
+    const dataDir = join(home, 'data');
+    const dispatch = await spawnDispatch(
+      { DISPATCH_DATA_DIR: dataDir },
+      [],
+      { uid: 65_534, gid: 65_534 },
+      join(checkout, 'src/main.ts'),
+    );
+    const key = (await readFile(join(dataDir, 'admin-key'), 'utf8')).trim();
+    await clientsOf(dispatch.httpPort, key).tenants.createTenant({ tenant: { tenantId: 'acme' } });
+    await dispatch.kill('SIGTERM');
+    await rm(home, { recursive: true });
+  });
+});
+
+describe('a start that cannot work', () => {
+  test('says which port is in use', async () => {
+    await using database = await cloneDatabase();
+    const port = await freePort();
+    const taken = createServer();
+    await new Promise<void>((done) => taken.listen(port, '127.0.0.1', done));
+    await expect(
+      spawnDispatch({ ...external(database.url), DISPATCH_HTTP_PORT: String(port) }),
+    ).rejects.toThrow(`port ${port} is in use`);
+    await expect(
+      spawnDispatch({ ...external(database.url), DISPATCH_GRPC_PORT: String(port) }),
+    ).rejects.toThrow(`${port}`);
+    taken.close();
+  });
+
+  test('says that the database is not there', async () => {
+    await expect(spawnDispatch(external('postgres://x:y@127.0.0.1:1/z'))).rejects.toThrow(
+      /refused the connection/,
+    );
+  });
+
+  test('reports every wrong setting at once', async () => {
+    const wrong = {
+      DISPATCH_HTTP_PORT: '99999',
+      DISPATCH_ROLES: 'api,cook',
+      DISPATCH_MASTER_KEYS: 'x',
+      DISPATCH_LOG_LEVEL: 'loud',
+      DISPATCH_COLOUR: 'red',
+    };
+    const failed = spawnDispatch(wrong);
+    for (const name of Object.keys(wrong)) await expect(failed).rejects.toThrow(name);
+  });
+});
