@@ -1,27 +1,15 @@
 // A running dispatch for a test file: in this process, on a database of its own, with every role unless told.
 import { randomBytes } from 'node:crypto';
-import type { Client } from '@connectrpc/connect';
-import { DeadLetterService } from '../../gen/dispatch/v1/dead_letter_service_pb.ts';
-import { EventService } from '../../gen/dispatch/v1/event_service_pb.ts';
-import { PublishService } from '../../gen/dispatch/v1/publish_service_pb.ts';
-import { SubscriptionService } from '../../gen/dispatch/v1/subscription_service_pb.ts';
-import { TenantService } from '../../gen/dispatch/v1/tenant_service_pb.ts';
 import { startInstance } from '../../src/compose.ts';
 import { type Config, parseConfig } from '../../src/config.ts';
 import { createLog } from '../../src/telemetry/logger.ts';
-import { jsonClient } from './clients.ts';
 import { cloneDatabase, type TestDatabase } from './database.ts';
+import { type Clients, clientsOf } from './rpc-clients.ts';
+
+export { type Clients, clientsOf } from './rpc-clients.ts';
 
 export const ADMIN_KEY = 'test-admin-key-0123456789';
 export const MASTER_KEY = randomBytes(32);
-
-export type Clients = {
-  readonly publish: Client<typeof PublishService>;
-  readonly subscriptions: Client<typeof SubscriptionService>;
-  readonly events: Client<typeof EventService>;
-  readonly deadLetters: Client<typeof DeadLetterService>;
-  readonly tenants: Client<typeof TenantService>;
-};
 
 export type TestInstance = AsyncDisposable & {
   readonly database: TestDatabase;
@@ -75,16 +63,6 @@ export async function startTestInstance(
       await instance[Symbol.asyncDispose]();
       if (on === undefined) await database[Symbol.asyncDispose]();
     },
-  };
-}
-
-export function clientsOf(httpPort: number, key: string | undefined): Clients {
-  return {
-    publish: jsonClient(PublishService, httpPort, key),
-    subscriptions: jsonClient(SubscriptionService, httpPort, key),
-    events: jsonClient(EventService, httpPort, key),
-    deadLetters: jsonClient(DeadLetterService, httpPort, key),
-    tenants: jsonClient(TenantService, httpPort, key),
   };
 }
 
