@@ -34,6 +34,7 @@ const PAGE = 500;
 const MAX_PAGES = 20;
 const MAX_CLAIM = 200;
 const MAX_QUEUES = 250;
+const RESUME_MS = 5;
 
 export function createClaimer(deps: ClaimerDeps): Claimer {
   /** Queues that held more than was claimed, or that somebody said are due. */
@@ -43,6 +44,8 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
   let stopped = false;
   let running: Promise<void> | undefined;
   let again = false;
+  let emptyAt = 0;
+  let resumeTimer: NodeJS.Timeout | undefined;
   let timer: NodeJS.Timeout | undefined;
 
   function start(): void {
@@ -66,6 +69,15 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
       });
   }
 
+  /** Starts a round in RESUME_MS, if none is due sooner. */
+  function startSoon(): void {
+    if (resumeTimer !== undefined || stopped) return;
+    resumeTimer = setTimeout(() => {
+      resumeTimer = undefined;
+      start();
+    }, RESUME_MS);
+  }
+
   async function round(): Promise<void> {
     if (performance.now() >= walkAt) {
       walkAt = performance.now() + WALK_EVERY_MS; // also when the walk fails: the next try is a second away
@@ -73,7 +85,10 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
     }
     while (!stopped && deps.mayClaim()) {
       const wanted = await nextQueues();
-      if (wanted.length === 0) return;
+      if (wanted.length === 0) {
+        emptyAt = performance.now();
+        return;
+      }
       const claimed = await deps.claim(wanted);
       const counts = new Map<string, number>();
       for (const c of [...claimed.deliveries, ...claimed.withoutEvent]) {
@@ -131,11 +146,15 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
       start();
     },
     resume() {
-      if (due.size > 0) start();
+      // Right after a round that found nothing to claim, there is nothing to look at again for every delivery that
+      // ends: a few milliseconds later is soon enough.
+      if (due.size > 0 && performance.now() - emptyAt >= RESUME_MS) start();
+      else if (due.size > 0 && running === undefined) startSoon();
     },
     async stop() {
       stopped = true;
       clearTimeout(timer);
+      clearTimeout(resumeTimer);
       await running;
     },
   };

@@ -266,14 +266,8 @@ function sign(
     String(delivery.attemptCount + 1),
   ];
   for (const name in target.headers) headers.push(name, target.headers[name]!);
-  const { origin, pathname, search } = target.url;
-  return {
-    origin,
-    path: pathname + search,
-    headers,
-    body: event.payload,
-    timeoutMs: target.attemptTimeoutMs,
-  };
+  const { origin, path, attemptTimeoutMs } = target;
+  return { origin, path, headers, body: event.payload, timeoutMs: attemptTimeoutMs };
 }
 
 type Times = { readonly startedAtMs: number; readonly durationMs: number };
@@ -332,7 +326,7 @@ function eventOf(
     outcome: verdict.kind,
     status: result.kind === 'response' ? result.status : 0,
     errorClass: verdict.kind === 'succeeded' ? undefined : verdict.errorClass,
-    origin: target.url.origin,
+    origin: target.origin,
     durationMs: Math.round(times.durationMs * 1000) / 1000,
     lagMs: Math.round(times.lagMs * 1000) / 1000,
     retryInMs: verdict.kind === 'retry' ? verdict.delayMs : undefined,

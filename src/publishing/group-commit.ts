@@ -62,7 +62,8 @@ export type GroupCommitDeps = {
 
 /** Stores events. */
 export type GroupCommit = {
-  /** Stores one event; `done` is called once it is committed or refused. `isWanted` false drops it unstored. */
+  /** Stores one event; `done` is called once it is committed or refused. If `isWanted` is false when
+   * its turn comes, it is refused unstored. */
   readonly add: (event: NewEvent, isWanted: () => boolean, done: (outcome: PublishOutcome) => void) => void;
   /** Resolves when nothing is queued or in a commit. */
   readonly idle: () => Promise<void>;
@@ -135,47 +136,66 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
 
   async function commit(items: readonly Item[]): Promise<void> {
     const startedAt = performance.now();
-    let matched: Matched[] = [];
+    const wanted: Item[] = [];
+    for (const item of items) {
+      if (item.isWanted()) wanted.push(item);
+      else refuse(item, GONE);
+    }
+    let open: readonly Item[] = wanted; // items that nobody has answered or queued again yet
+    let matched: readonly Matched[] = [];
     try {
-      const { ready, later } = await prepare(items.filter((item) => item.isWanted()));
-      if (later.length > 0) requeue(later);
-      if (ready.events.length === 0) return;
-      matched = ready.events;
-      const results = await deps.ingest(ready);
+      const configs = await loadConfigs(wanted);
+      const prepared = prepare(wanted, configs);
+      matched = prepared.batch.events;
+      open = matched.map((m) => m.item);
+      if (prepared.later.length > 0) requeue(prepared.later);
+      if (matched.length === 0) return;
+      const results = await deps.ingest(prepared.batch);
       deps.onCommit(matched.length, (performance.now() - startedAt) / 1000);
-      settle(matched, results, ready.lease, startedAt);
+      settle(matched, results, prepared.batch.lease, startedAt);
     } catch (error) {
       const known = error instanceof DispatchError ? error : deps.unavailable(error);
       if (known === undefined) deps.onError(error);
       const shown = known ?? new DispatchError('INTERNAL', 'the event could not be stored', { cause: error });
       for (const m of matched) giveBack(m);
-      for (const item of matched.length > 0 ? matched.map((m) => m.item) : items) refuse(item, shown);
+      for (const item of open) refuse(item, shown);
     }
   }
 
-  /** Matches events with their tenants' configurations. A key may occur once in a batch: repeats come later. */
-  async function prepare(items: readonly Item[]): Promise<{
-    ready: IngestBatch & { readonly events: Matched[] };
-    later: Item[];
-  }> {
-    const tenants = new Map<TenantId, number>();
+  /** The configuration of each tenant of a batch, or why it may not publish. */
+  async function loadConfigs(items: readonly Item[]): Promise<Map<TenantId, TenantConfig | DispatchError>> {
     const configs = new Map<TenantId, TenantConfig | DispatchError>();
+    for (const { event } of items) {
+      const { tenantId } = event;
+      if (configs.has(tenantId)) continue;
+      const config = deps.configs.peek(tenantId) ?? (await deps.configs.get(tenantId));
+      if (config?.state === 'active') {
+        configs.set(tenantId, config);
+      } else {
+        configs.set(tenantId, config === undefined ? notFound('tenant', tenantId) : inactive(config));
+        deps.configs.forget(tenantId); // it may be created or resumed at any moment
+      }
+    }
+    return configs;
+  }
+
+  /** Matches events with their tenants' configurations. A key may occur once in a batch: repeats come later. */
+  function prepare(
+    items: readonly Item[],
+    configs: ReadonlyMap<TenantId, TenantConfig | DispatchError>,
+  ): {
+    readonly batch: IngestBatch & { readonly events: readonly Matched[] };
+    readonly later: readonly Item[];
+  } {
+    const tenants = new Map<TenantId, number>();
     const keys = new Set<string>();
     const events: Matched[] = [];
     const later: Item[] = [];
     let deliveryCount = 0;
     for (const item of items) {
       const { event } = item;
-      let config = configs.get(event.tenantId);
-      if (config === undefined) {
-        config =
-          deps.configs.peek(event.tenantId) ?? (await deps.configs.get(event.tenantId)) ?? unknown(event);
-        config = config instanceof DispatchError || config.state === 'active' ? config : inactive(config);
-        configs.set(event.tenantId, config);
-        if (!(config instanceof DispatchError)) tenants.set(event.tenantId, config.version);
-      }
+      const config = configs.get(event.tenantId)!;
       if (config instanceof DispatchError) {
-        deps.configs.forget(event.tenantId);
         refuse(item, config);
         continue;
       }
@@ -188,17 +208,17 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
         continue;
       }
       if (key !== '') keys.add(key);
+      tenants.set(event.tenantId, config.version);
       deliveryCount += targets.length;
       events.push(match(item, targets));
     }
-    const lease = deps.randomBytes(16);
-    return { ready: { tenants, events, lease, leaseMs: deps.leaseMs }, later };
+    return { batch: { tenants, events, lease: deps.randomBytes(16), leaseMs: deps.leaseMs }, later };
   }
 
   function match(item: Item, targets: readonly Target[]): Matched {
     const { event } = item;
     const eventId = deps.ids.eventBytes();
-    const mayOwn = deps.localWorker !== undefined && !(event.deliverAfterMs !== undefined);
+    const mayOwn = deps.localWorker !== undefined && event.deliverAfterMs === undefined;
     const deliveries = targets.map((target, i) => ({
       deliveryId: deliveryIdOf(eventId, i + 1),
       subscriptionId: target.idBytes,
@@ -310,7 +330,7 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
   };
 }
 
-const unknown = (event: NewEvent) => notFound('tenant', event.tenantId);
+const GONE = new DispatchError('CANCELLED', 'the caller has gone, so the event was not stored');
 
 function inactive(config: TenantConfig): DispatchError {
   if (config.state === 'deleting') return notFound('tenant', config.tenantId);

@@ -16,7 +16,9 @@ export type Target = {
   readonly subscriptionId: SubscriptionId;
   /** 16 bytes. */
   readonly idBytes: Buffer;
-  readonly url: URL;
+  readonly origin: string;
+  /** Path and query. */
+  readonly path: string;
   readonly headers: Readonly<Record<string, string>>;
   readonly retryPolicy: RetryPolicy;
   readonly attemptTimeoutMs: number;
@@ -183,10 +185,12 @@ async function readConfig(
 function toTarget(tenantId: TenantId, row: ConfigRow, masterKeys: MasterKeys, nowMs: number): Target {
   const subscriptionId = idFromUuid('sub', row.id ?? '') as SubscriptionId;
   const context = { tenantId, resourceId: subscriptionId, column: 'secret' };
+  const { origin, pathname, search } = new URL(row.url ?? '');
   return {
     subscriptionId,
     idBytes: idBytes(subscriptionId),
-    url: new URL(row.url ?? ''),
+    origin,
+    path: pathname + search,
     headers: row.headers ?? {},
     retryPolicy: row.retry_policy ?? DEFAULT_RETRY_POLICY,
     attemptTimeoutMs: row.attempt_timeout_ms ?? 0,

@@ -163,7 +163,7 @@ describe('the embedded database', () => {
       { DISPATCH_DATA_DIR: dataDir },
       [],
       { uid: 65_534, gid: 65_534 },
-      join(checkout, 'src/main.ts'),
+      checkout,
     );
     const key = (await readFile(join(dataDir, 'admin-key'), 'utf8')).trim();
     await clientsOf(dispatch.httpPort, key).tenants.createTenant({ tenant: { tenantId: 'acme' } });

@@ -31,11 +31,15 @@ export async function spawnDispatch(
   environment: Readonly<Record<string, string>>,
   args: readonly string[] = [],
   options: { readonly uid?: number; readonly gid?: number } = {},
-  main = MAIN,
+  checkout: string | undefined = undefined,
 ): Promise<DispatchProcess> {
   const httpPort = Number(environment['DISPATCH_HTTP_PORT'] ?? (await freePort()));
   const grpcPort = Number(environment['DISPATCH_GRPC_PORT'] ?? (await freePort()));
-  const child = spawn(process.execPath, [main, 'serve', ...args], {
+  const [node, main] =
+    checkout === undefined
+      ? [process.execPath, MAIN]
+      : [`${checkout}/node_modules/.bin/node`, `${checkout}/src/main.ts`];
+  const child = spawn(node, [main, 'serve', ...args], {
     ...options,
     stdio: ['ignore', 'pipe', 'pipe'],
     env: {
