@@ -1,11 +1,13 @@
 // What matching and sending need to know of a tenant, cached in memory with a version.
 // Publishing checks the version inside its own statement (ingest.ts), so matching is never stale; workers may act on
 // a configuration that is up to MAX_AGE_MS old if a notification was lost.
+import type { KeyObject } from 'node:crypto';
 import { z } from 'zod';
 import { DEFAULT_RETRY_POLICY, type RetryPolicy } from '../domain/backoff.ts';
 import { createPatternIndex, type PatternIndex } from '../domain/event-type.ts';
 import { idBytes, idFromUuid, type SubscriptionId, type TenantId } from '../domain/ids.ts';
 import { type MasterKeys, unseal } from '../domain/sealing.ts';
+import { signingKey } from '../domain/signature.ts';
 import type { SubscriptionState } from '../domain/subscription.ts';
 import type { TenantState } from '../domain/tenant.ts';
 import { type Database, sql } from './database.ts';
@@ -24,7 +26,7 @@ export type Target = {
   readonly attemptTimeoutMs: number;
   readonly state: SubscriptionState;
   /** Newest first. `liveUntilMs` is on the monotonic clock. */
-  readonly secrets: readonly { readonly key: Buffer; readonly liveUntilMs: number }[];
+  readonly secrets: readonly { readonly key: KeyObject; readonly liveUntilMs: number }[];
 };
 
 /** A tenant as matching and sending see it. */
@@ -196,7 +198,7 @@ function toTarget(tenantId: TenantId, row: ConfigRow, masterKeys: MasterKeys, no
     attemptTimeoutMs: row.attempt_timeout_ms ?? 0,
     state: row.state ?? 'disabled',
     secrets: (row.sealed ?? []).map((bytes, i) => ({
-      key: unseal(masterKeys, context, { masterKeyId: row.master_key_ids?.[i] ?? '', bytes }),
+      key: signingKey(unseal(masterKeys, context, { masterKeyId: row.master_key_ids?.[i] ?? '', bytes })),
       liveUntilMs: nowMs + (row.live_ms?.[i] ?? Number.POSITIVE_INFINITY),
     })),
   };

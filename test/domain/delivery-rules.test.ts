@@ -11,7 +11,7 @@ import {
   scheduledDelayMs,
 } from '../../src/domain/backoff.ts';
 import type { SendResult } from '../../src/domain/delivery.ts';
-import { formatSecret, parseSecret, signatureHeader } from '../../src/domain/signature.ts';
+import { formatSecret, parseSecret, signatureHeader, signingKey } from '../../src/domain/signature.ts';
 import { judge } from '../../src/domain/verdict.ts';
 
 const list: RetryPolicy = { schedule: { kind: 'list', delaysMs: [1000, 2000] }, jitter: 'none' };
@@ -131,14 +131,14 @@ describe('signatures', () => {
         fc.uint8Array({ minLength: 24, maxLength: 64 }),
         (body, key) => {
           const timestamp = Math.floor(Date.now() / 1000);
-          const signature = signatureHeader([Buffer.from(key)], 'evt_1', timestamp, Buffer.from(body));
+          const signature = signatureHeader([signingKey(key)], 'evt_1', timestamp, Buffer.from(body));
           const headers = {
             'webhook-id': 'evt_1',
             'webhook-timestamp': String(timestamp),
             'webhook-signature': signature,
           };
           const json = JSON.stringify({ body });
-          const signed = signatureHeader([Buffer.from(key)], 'evt_1', timestamp, Buffer.from(json));
+          const signed = signatureHeader([signingKey(key)], 'evt_1', timestamp, Buffer.from(json));
           expect(
             new Webhook(formatSecret(key)).verify(json, { ...headers, 'webhook-signature': signed }),
           ).toEqual({ body });
@@ -155,8 +155,9 @@ describe('signatures', () => {
   });
   test('with two keys there are two, and either verifies', () => {
     const keys = [randomBytes(32), randomBytes(32)];
+    const ready = keys.map(signingKey);
     const timestamp = Math.floor(Date.now() / 1000);
-    const header = signatureHeader(keys, 'evt_1', timestamp, Buffer.from('{}'));
+    const header = signatureHeader(ready, 'evt_1', timestamp, Buffer.from('{}'));
     expect(header.split(' ')).toHaveLength(2);
     for (const key of keys) {
       const headers = {
