@@ -29,6 +29,7 @@ import { stopLeading, tryLead } from './storage/leaders.ts';
 import { dropHistory, ensurePartitions } from './storage/partitions.ts';
 import * as purges from './storage/purges.ts';
 import { writeRecords } from './storage/records.ts';
+import { assertMasterKeys } from './storage/secret-keys.ts';
 import { setSubscriptionState } from './storage/subscriptions.ts';
 import { createTenantConfigs, type TenantConfigs } from './storage/tenant-configs.ts';
 import { createNotifier, listen, type Notifier } from './storage/wakeups.ts';
@@ -65,6 +66,7 @@ export async function startInstance(ready: Ready): Promise<Instance> {
       log.warn({ error: error.message }, 'an idle database connection broke'),
     );
     stack.use(db);
+    await assertMasterKeys(db, ready.masterKeys);
     const monotonic = () => performance.now();
     const configs = createTenantConfigs(db, ready.masterKeys, monotonic, (error) =>
       log.error(error, 'tenant configurations could not be checked'),
@@ -121,17 +123,20 @@ type Shared = Ready & {
 };
 
 function startWorker(shared: Shared, sender: Sender): Worker {
+  let worker: Worker | undefined;
   const { config, db, configs, log, metrics, monotonic } = shared;
   const recorder = createRecorder({
     write: (records) => writeRecords(db.engine, records),
     leaseMs: config.leaseMs,
+    isPassing: (error) => databaseUnavailable(error) !== undefined,
+    onWritten: () => worker?.recorded(),
     onLeaseLost: (count) => {
       metrics.leaseLost(count);
       log.warn({ count }, 'results were dropped: their leases were lost');
     },
     onError: (error) => log.error(error, 'results could not be recorded; trying again'),
   });
-  const worker = createWorker({
+  const created = createWorker({
     walk: (from, limit) => walkQueues(db.engine, from, limit),
     positionAfter,
     walkStart: WALK_START,
@@ -144,6 +149,7 @@ function startWorker(shared: Shared, sender: Sender): Worker {
       shared.changed(tenantId);
     },
     maxInFlight: config.maxInFlight,
+    leaseMs: config.leaseMs,
     userAgent: `dispatch/${shared.version}`,
     now: Date.now,
     monotonic,
@@ -156,8 +162,8 @@ function startWorker(shared: Shared, sender: Sender): Worker {
     onError: (error, message) => log.error(error, message),
   });
   metrics.observe({
-    queueDepth: worker.waitingCount,
-    inFlight: worker.inFlightCount,
+    queueDepth: created.waitingCount,
+    inFlight: created.inFlightCount,
     recordBacklog: recorder.backlog,
     endpointPools: sender.poolCount,
     databasePool: () => ({
@@ -166,7 +172,8 @@ function startWorker(shared: Shared, sender: Sender): Worker {
       waiting: db.engine.waitingCount,
     }),
   });
-  return worker;
+  worker = created;
+  return created;
 }
 
 const LEADER = 'maintenance';
@@ -179,7 +186,12 @@ function startMaintenance(shared: Shared, worker: Worker | undefined): Maintenan
     tryLead: (ttlMs) => tryLead(db, LEADER, holder, ttlMs),
     stopLeading: () => stopLeading(db, LEADER, holder),
     runReplays: () =>
-      runReplaysOnce({ running: () => runningReplays(db), step: (r) => stepReplay(db, r), readyAny }),
+      runReplaysOnce({
+        running: () => runningReplays(db),
+        step: (r) => stepReplay(db, r),
+        onError: (error) => log.error(error, 'a replay failed; it will be tried again'),
+        readyAny,
+      }),
     purge: createPurgeTasks({
       deletedSubscriptions: () => purges.deletedSubscriptions(db),
       purgeSubscription: (tenantId, uuid) => purges.purgeSubscription(db, tenantId, uuid),
@@ -191,7 +203,7 @@ function startMaintenance(shared: Shared, worker: Worker | undefined): Maintenan
       makePartitions: () => asOwner(db.ownerUrl, ensurePartitions),
       dropHistory: (keepFromMs) => asOwner(db.ownerUrl, (client) => dropHistory(client, keepFromMs)),
       purgeBefore: (beforeMs) => purges.purgeBefore(db, beforeMs),
-      oldestUnfinishedMs: () => purges.oldestUnfinishedMs(db),
+      expireDeliveries: (beforeMs) => purges.expireDeliveries(db, beforeMs),
       databaseNowMs: () => purges.databaseNowMs(db),
       historyDays: config.historyDays,
     }),

@@ -118,7 +118,7 @@ export function parseConfig(env: Env, cwd: string): ConfigResult {
     allowEndpointCidrs: parseCidrs(text('DISPATCH_ALLOW_ENDPOINT_CIDRS'), problems),
     logLevel: parseLogLevel(text('DISPATCH_LOG_LEVEL'), problems),
     maxInFlight: integer('DISPATCH_MAX_IN_FLIGHT', 512, 1, 10_000),
-    leaseMs: integer('DISPATCH_LEASE_SECONDS', 60, 5, 3_600) * 1000,
+    leaseMs: integer('DISPATCH_LEASE_SECONDS', 60, 10, 3_600) * 1000,
     shutdownGraceMs: integer('DISPATCH_SHUTDOWN_GRACE_SECONDS', 20, 0, 3_600) * 1000,
     historyDays: integer('DISPATCH_HISTORY_DAYS', 30, 1, 3_650),
     hashPartitions: integer('DISPATCH_HASH_PARTITIONS', 4, 1, 64),

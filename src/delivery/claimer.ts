@@ -10,6 +10,9 @@ export type ClaimerDeps = {
   readonly positionAfter: (queue: QueueKey) => WalkPosition;
   readonly walkStart: WalkPosition;
   readonly room: (tenantId: TenantId, subscriptionId: SubscriptionId) => number;
+  readonly totalRoom: () => number;
+  /** Room for fewer than this is not worth a claim. */
+  readonly worthwhile: number;
   /** Whether deliveries of this queue may go out: tenant and subscription are active. */
   readonly isOpen: (queue: QueueKey) => Promise<boolean>;
   readonly accept: (deliveries: readonly ClaimedDelivery[]) => void;
@@ -32,13 +35,16 @@ export type Claimer = {
 const WALK_EVERY_MS = 1_000;
 const PAGE = 500;
 const MAX_PAGES = 20;
+/** Of one queue, and of all queues together: a claim reads all the bodies it brings. */
 const MAX_CLAIM = 200;
-const MAX_QUEUES = 250;
+const MAX_CLAIM_OF_ALL = 400;
 const RESUME_MS = 5;
 
 export function createClaimer(deps: ClaimerDeps): Claimer {
   /** Queues that held more than was claimed, or that somebody said are due. */
   const due = new Map<string, QueueKey>();
+  /** Queues that somebody said are due since the last claim began. */
+  const poked = new Set<string>();
   let position = deps.walkStart;
   let walkAt = 0;
   let stopped = false;
@@ -79,23 +85,28 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
   }
 
   async function round(): Promise<void> {
-    if (performance.now() >= walkAt) {
-      walkAt = performance.now() + WALK_EVERY_MS; // also when the walk fails: the next try is a second away
-      await walkAll();
-    }
     while (!stopped && deps.mayClaim()) {
+      if (performance.now() >= walkAt) {
+        walkAt = performance.now() + WALK_EVERY_MS; // also when the walk fails: the next try is a second away
+        await walkAll();
+      }
       const wanted = await nextQueues();
       if (wanted.length === 0) {
         emptyAt = performance.now();
         return;
       }
+      poked.clear();
       const claimed = await deps.claim(wanted);
       const counts = new Map<string, number>();
       for (const c of [...claimed.deliveries, ...claimed.withoutEvent]) {
         const key = keyOf(c);
         counts.set(key, (counts.get(key) ?? 0) + 1);
       }
-      for (const queue of wanted) if ((counts.get(keyOf(queue)) ?? 0) < queue.room) due.delete(keyOf(queue));
+      for (const queue of wanted) {
+        const key = keyOf(queue);
+        // A queue that was said to be due while it was claimed from may hold what the claim did not see.
+        if ((counts.get(key) ?? 0) < queue.room && !poked.has(key)) due.delete(key);
+      }
       deps.accept(claimed.deliveries);
       if (claimed.withoutEvent.length > 0) deps.withoutEvent(claimed.withoutEvent);
     }
@@ -121,14 +132,19 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
   /** Due queues with room, the longest known first; those that are closed are forgotten until they are due again. */
   async function nextQueues(): Promise<(QueueKey & { readonly room: number })[]> {
     const wanted: (QueueKey & { readonly room: number })[] = [];
+    let left = Math.min(MAX_CLAIM_OF_ALL, deps.totalRoom());
     for (const [key, queue] of due) {
-      if (wanted.length >= MAX_QUEUES) break;
+      if (left <= 0) break;
       if (!(await deps.isOpen(queue))) {
         due.delete(key);
         continue;
       }
-      const room = Math.min(MAX_CLAIM, deps.room(queue.tenantId, queue.subscriptionId));
-      if (room > 0) wanted.push({ tenantId: queue.tenantId, subscriptionId: queue.subscriptionId, room });
+      const room = deps.room(queue.tenantId, queue.subscriptionId);
+      if (room < deps.worthwhile) continue;
+      const { tenantId, subscriptionId } = queue;
+      const share = Math.min(MAX_CLAIM, room, left);
+      wanted.push({ tenantId, subscriptionId, room: share });
+      left -= share;
     }
     // The first become the last: with more queues than fit in a claim, each has its turn.
     for (const queue of wanted) {
@@ -142,7 +158,10 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
   return {
     poke(queues) {
       if (queues === undefined) walkAt = 0;
-      else for (const queue of queues) due.set(keyOf(queue), queue);
+      for (const queue of queues ?? []) {
+        due.set(keyOf(queue), queue);
+        poked.add(keyOf(queue));
+      }
       start();
     },
     resume() {

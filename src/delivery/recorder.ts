@@ -7,6 +7,10 @@ export type RecorderDeps = {
   /** Writes a batch and returns how many rows were still under their lease. */
   readonly write: (records: readonly DeliveryRecord[]) => Promise<number>;
   readonly leaseMs: number;
+  /** Whether an error is the database's state, which passes, and not something in the batch. */
+  readonly isPassing: (error: unknown) => boolean;
+  /** Called after each batch: there is room again. */
+  readonly onWritten: () => void;
   readonly onLeaseLost: (count: number) => void;
   readonly onError: (error: unknown) => void;
 };
@@ -41,6 +45,7 @@ export function createRecorder(deps: RecorderDeps): Recorder {
       void write(batch).finally(() => {
         writing--;
         unwritten -= batch.length;
+        deps.onWritten();
         // What gathered while this was written is a batch of its own by now, whatever its size.
         pump(true);
         if (unwritten === 0) {
@@ -65,8 +70,14 @@ export function createRecorder(deps: RecorderDeps): Recorder {
         if (written < batch.length) deps.onLeaseLost(batch.length - written);
         return;
       } catch (error) {
+        if (!deps.isPassing(error) && batch.length > 1) {
+          const middle = Math.ceil(batch.length / 2); // one row spoils it: find out which
+          await write(batch.slice(0, middle));
+          await write(batch.slice(middle));
+          return;
+        }
         deps.onError(error);
-        if (performance.now() + delayMs > giveUpAt) {
+        if (!deps.isPassing(error) || performance.now() + delayMs > giveUpAt) {
           deps.onLeaseLost(batch.length);
           return;
         }

@@ -13,6 +13,8 @@ export type SchedulerLimits = {
   readonly maxInFlightOfSubscription: number;
   /** Waiting (and reserved) in all. */
   readonly maxWaiting: number;
+  /** Waiting of one tenant: less than all, so that others always have room. */
+  readonly maxWaitingOfTenant: number;
   readonly maxWaitingOfSubscription: number;
   /** Bytes of bodies waiting. */
   readonly maxWaitingBytes: number;
@@ -25,6 +27,7 @@ export function limitsFor(maxInFlight: number): SchedulerLimits {
     maxInFlightOfTenant: Math.max(1, Math.ceil(maxInFlight / 2)),
     maxInFlightOfSubscription: Math.max(1, Math.ceil(maxInFlight / 4)),
     maxWaiting: maxInFlight * 16,
+    maxWaitingOfTenant: maxInFlight * 8,
     maxWaitingOfSubscription: maxInFlight * 4,
     maxWaitingBytes: 128 * 1024 * 1024,
   };
@@ -45,6 +48,8 @@ type TenantQueues = {
   readonly queues: Map<SubscriptionId, Queue>;
   readonly ring: Ring<Queue>;
   inFlight: number;
+  /** Waiting and reserved. */
+  held: number;
   isInRing: boolean;
 };
 
@@ -61,7 +66,7 @@ export function createScheduler(limits: SchedulerLimits) {
   function queueOf(tenantId: TenantId, subscriptionId: SubscriptionId): Queue {
     let tenant = tenants.get(tenantId);
     if (tenant === undefined) {
-      tenant = { tenantId, queues: new Map(), ring: new Ring(), inFlight: 0, isInRing: false };
+      tenant = { tenantId, queues: new Map(), ring: new Ring(), inFlight: 0, held: 0, isInRing: false };
       tenants.set(tenantId, tenant);
     }
     let queue = tenant.queues.get(subscriptionId);
@@ -101,32 +106,52 @@ export function createScheduler(limits: SchedulerLimits) {
       queue.head = 0;
     }
     waitingCount--;
+    queue.tenant.held--;
     waitingBytes -= delivery.event.payload.length;
     return delivery;
   }
 
-  function roomOf(queue: Queue | undefined): number {
-    if (waitingBytes >= limits.maxWaitingBytes) return 0;
-    const used = queue === undefined ? 0 : depth(queue) + queue.reserved;
+  /** Places in all; none while the bodies that wait are too large, and fewer where bodies are large on average. */
+  function totalRoom(): number {
+    const bytesLeft = limits.maxWaitingBytes - waitingBytes;
+    if (bytesLeft <= 0) return 0;
+    const average = Math.max(1, waitingCount === 0 ? 1 : waitingBytes / waitingCount);
     return Math.max(
       0,
-      Math.min(limits.maxWaiting - waitingCount - reservedCount, limits.maxWaitingOfSubscription - used),
+      Math.min(limits.maxWaiting - waitingCount - reservedCount, Math.ceil(bytesLeft / average)),
     );
+  }
+
+  function roomOf(tenant: TenantQueues | undefined, queue: Queue | undefined): number {
+    const used = queue === undefined ? 0 : depth(queue) + queue.reserved;
+    const room = Math.min(
+      totalRoom(),
+      limits.maxWaitingOfTenant - (tenant?.held ?? 0),
+      limits.maxWaitingOfSubscription - used,
+    );
+    return Math.max(0, room);
   }
 
   return {
     /** How many more deliveries of this subscription there is room for. */
-    room: (tenantId: TenantId, subscriptionId: SubscriptionId): number =>
-      roomOf(tenants.get(tenantId)?.queues.get(subscriptionId)),
+    room(tenantId: TenantId, subscriptionId: SubscriptionId): number {
+      const tenant = tenants.get(tenantId);
+      return roomOf(tenant, tenant?.queues.get(subscriptionId));
+    },
+
+    /** How many more there is room for in all. */
+    totalRoom,
 
     /** Holds a place for one delivery, if there is room. */
     reserve(tenantId: TenantId, subscriptionId: SubscriptionId): boolean {
       const queue = queueOf(tenantId, subscriptionId);
-      if (roomOf(queue) === 0) {
+      // Only half of the room is for what was just published: what waits in the database has its turn too.
+      if (roomOf(queue.tenant, queue) === 0 || waitingCount + reservedCount >= limits.maxWaiting / 2) {
         forgetIfEmpty(queue);
         return false;
       }
       queue.reserved++;
+      queue.tenant.held++;
       reservedCount++;
       return true;
     },
@@ -134,6 +159,7 @@ export function createScheduler(limits: SchedulerLimits) {
     unreserve(tenantId: TenantId, subscriptionId: SubscriptionId): void {
       const queue = queueOf(tenantId, subscriptionId);
       queue.reserved--;
+      queue.tenant.held--;
       reservedCount--;
       forgetIfEmpty(queue);
     },
@@ -142,6 +168,7 @@ export function createScheduler(limits: SchedulerLimits) {
     offer(delivery: ClaimedDelivery): void {
       const queue = queueOf(delivery.tenantId, delivery.subscriptionId);
       queue.waiting.push(delivery);
+      queue.tenant.held++;
       waitingCount++;
       waitingBytes += delivery.event.payload.length;
       enterRings(queue);

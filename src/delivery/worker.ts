@@ -23,12 +23,14 @@ export type WorkerDeps = Pick<ClaimerDeps, 'walk' | 'positionAfter' | 'walkStart
   readonly configs: {
     readonly get: (tenantId: TenantId) => Promise<TenantConfig | undefined>;
     readonly peek: (tenantId: TenantId) => TenantConfig | undefined;
+    readonly reload: (tenantId: TenantId) => Promise<TenantConfig | undefined>;
   };
   readonly send: (request: SignedRequest, done: (result: SendResult) => void) => void;
   readonly recorder: Recorder;
   /** Disables a subscription because of what its endpoint said. */
   readonly disable: (tenantId: TenantId, subscriptionId: SubscriptionId, reason: string) => Promise<void>;
   readonly maxInFlight: number;
+  readonly leaseMs: number;
   readonly userAgent: string;
   /** Ms since 1970. */
   readonly now: () => number;
@@ -45,13 +47,12 @@ export type WorkerDeps = Pick<ClaimerDeps, 'walk' | 'positionAfter' | 'walkStart
 const LEASE_MARGIN_MS = 2_000;
 /** Results that may wait for the database before no more attempts are started. */
 const MAX_RECORD_BACKLOG = 5_000;
-/** With fewer waiting than this share of what may be in flight, more is claimed. */
-const LOW_WATER = 2;
 
 export type Worker = ReturnType<typeof createWorker>;
 
 export function createWorker(deps: WorkerDeps) {
-  const scheduler = createScheduler(limitsFor(deps.maxInFlight));
+  const limits = limitsFor(deps.maxInFlight);
+  const scheduler = createScheduler(limits);
   let stopping = false;
   let idleWaiters: (() => void)[] = [];
 
@@ -61,6 +62,8 @@ export function createWorker(deps: WorkerDeps) {
     walkStart: deps.walkStart,
     claim: deps.claim,
     room: scheduler.room,
+    totalRoom: scheduler.totalRoom,
+    worthwhile: Math.min(64, Math.ceil(limits.maxWaitingOfSubscription / 4)),
     isOpen,
     accept: (deliveries) => {
       deps.onClaimed(deliveries.length);
@@ -88,9 +91,14 @@ export function createWorker(deps: WorkerDeps) {
   });
 
   async function isOpen(queue: QueueKey): Promise<boolean> {
-    const config = deps.configs.peek(queue.tenantId) ?? (await deps.configs.get(queue.tenantId));
-    const target = config?.targets.get(queue.subscriptionId);
-    return config?.state === 'active' && target?.state === 'active';
+    try {
+      const config = deps.configs.peek(queue.tenantId) ?? (await deps.configs.get(queue.tenantId));
+      const target = config?.targets.get(queue.subscriptionId);
+      return config?.state === 'active' && target?.state === 'active';
+    } catch (error) {
+      deps.onError(error, 'a tenant’s configuration could not be read'); // its queues wait, the others' go on
+      return false;
+    }
   }
 
   function accept(deliveries: readonly ClaimedDelivery[]): void {
@@ -98,22 +106,30 @@ export function createWorker(deps: WorkerDeps) {
     pump();
   }
 
+  let isPumping = false;
+
   function pump(): void {
+    // A delivery that ends without being sent comes back here through end(): the loop goes on, the stack does not grow.
+    if (isPumping) return;
+    isPumping = true;
     while (!stopping && deps.recorder.backlog() < MAX_RECORD_BACKLOG) {
       const delivery = scheduler.next();
       if (delivery === undefined) break;
       begin(delivery);
     }
-    if (scheduler.waitingCount() * LOW_WATER < deps.maxInFlight) claimer.resume();
+    isPumping = false;
+    claimer.resume();
   }
 
   function begin(delivery: ClaimedDelivery): void {
     const config = deps.configs.peek(delivery.tenantId);
-    if (config !== undefined) {
+    if (config?.targets.has(delivery.subscriptionId)) {
       prepare(delivery, config);
       return;
     }
-    deps.configs.get(delivery.tenantId).then(
+    // Not in memory, or newer than what is: only a configuration that was read after the claim can say that the
+    // subscription is gone.
+    deps.configs.reload(delivery.tenantId).then(
       (loaded) => prepare(delivery, loaded),
       (error) => {
         deps.onError(error, 'a tenant’s configuration could not be read');
@@ -129,7 +145,7 @@ export function createWorker(deps: WorkerDeps) {
       end(delivery, { ...fenceOf(delivery), kind: 'cancelled' });
     } else if (config.state !== 'active' || target.state !== 'active') {
       end(delivery, { ...fenceOf(delivery), kind: 'release', delayMs: 0 });
-    } else if (deps.monotonic() + target.attemptTimeoutMs + LEASE_MARGIN_MS > delivery.leaseUntilMs) {
+    } else if (deps.monotonic() + timeoutOf(target) + LEASE_MARGIN_MS > delivery.leaseUntilMs) {
       // It waited here for too long: back to the queue, uncharged, before the lease ends by itself.
       end(delivery, { ...fenceOf(delivery), kind: 'release', delayMs: 0 });
     } else {
@@ -137,12 +153,21 @@ export function createWorker(deps: WorkerDeps) {
     }
   }
 
+  /** An attempt ends well before a fresh lease does, however short leases are configured. */
+  const timeoutOf = (target: Target) => Math.min(target.attemptTimeoutMs, deps.leaseMs - 2 * LEASE_MARGIN_MS);
+
   function attempt(delivery: ClaimedDelivery, target: Target): void {
     const startedAtMs = deps.now();
     const startedAt = deps.monotonic();
     let request: SignedRequest;
     try {
-      request = sign(delivery, target, startedAtMs, startedAt, deps.userAgent);
+      const timeoutMs = timeoutOf(target);
+      request = sign(
+        delivery,
+        target,
+        { nowMs: startedAtMs, monotonicMs: startedAt, timeoutMs },
+        deps.userAgent,
+      );
     } catch (error) {
       deps.onError(error, 'a request could not be signed');
       end(delivery, { ...fenceOf(delivery), kind: 'release', delayMs: 60_000 });
@@ -205,6 +230,8 @@ export function createWorker(deps: WorkerDeps) {
     },
     /** These queues have something due; undefined: some queue may have. */
     poke: claimer.poke,
+    /** Results were recorded: deliveries that waited for that may go on. */
+    recorded: pump,
     waitingCount: scheduler.waitingCount,
     inFlightCount: scheduler.inFlightCount,
     /**
@@ -239,14 +266,13 @@ const fenceOf = (d: Pick<ClaimedDelivery, 'tenantId' | 'idBytes' | 'lease'>) => 
 function sign(
   delivery: ClaimedDelivery,
   target: Target,
-  nowMs: number,
-  monotonicMs: number,
+  at: { readonly nowMs: number; readonly monotonicMs: number; readonly timeoutMs: number },
   userAgent: string,
 ): SignedRequest {
   const { event } = delivery;
-  const keys = target.secrets.filter((s) => s.liveUntilMs > monotonicMs).map((s) => s.key);
+  const keys = target.secrets.filter((s) => s.liveUntilMs > at.monotonicMs).map((s) => s.key);
   if (keys.length === 0) throw new Error(`subscription ${target.subscriptionId} has no live secret`);
-  const timestamp = Math.floor(nowMs / 1000);
+  const timestamp = Math.floor(at.nowMs / 1000);
   const headers = [
     'content-type',
     event.contentType,
@@ -266,8 +292,8 @@ function sign(
     String(delivery.attemptCount + 1),
   ];
   for (const name in target.headers) headers.push(name, target.headers[name]!);
-  const { origin, path, attemptTimeoutMs } = target;
-  return { origin, path, headers, body: event.payload, timeoutMs: attemptTimeoutMs };
+  const { origin, path } = target;
+  return { origin, path, headers, body: event.payload, timeoutMs: at.timeoutMs };
 }
 
 type Times = { readonly startedAtMs: number; readonly durationMs: number };

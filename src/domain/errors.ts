@@ -66,12 +66,15 @@ export function notFound(what: string, id: string): DispatchError {
   return new DispatchError('NOT_FOUND', `no ${what} ${id}`, { reason: 'NOT_FOUND' });
 }
 
+const MAX_VIOLATIONS = 20;
+
 /** Collects violations so that a caller sees every wrong field at once. */
 export class Violations {
   readonly list: FieldViolation[] = [];
 
+  /** Adds one; beyond MAX_VIOLATIONS they are not worth the size of the answer. */
   add(field: string, description: string): void {
-    this.list.push({ field, description });
+    if (this.list.length < MAX_VIOLATIONS) this.list.push({ field: field.slice(0, 200), description });
   }
 
   /** Adds a violation unless `ok`. */

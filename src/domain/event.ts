@@ -43,7 +43,7 @@ export type NewEvent = {
 };
 
 const CONTENT_TYPE =
-  /^[\w!#$&^.+-]+\/[\w!#$&^.+-]+(?:\s*;\s*[\w!#$&^.+-]+=(?:[\w!#$&^.+-]+|"[^"\\\r\n]*"))*$/;
+  /^[\w!#$&^.+-]+\/[\w!#$&^.+-]+(?:[ \t]*;[ \t]*[\w!#$&^.+-]+=(?:[\w!#$&^.+-]+|"[\x20-\x21\x23-\x5b\x5d-\x7e]*"))*$/;
 const JSON_TYPE = /^application\/(?:[\w.-]+\+)?json\b/i;
 const PRINTABLE_ASCII = /^[\x21-\x7e]+$/;
 const JSON_CONTENT = 'application/json';
@@ -141,7 +141,7 @@ function checkText(text: string, maxLength: number, field: string, wrong: Violat
 function checkDeliverAfter(ms: number | undefined, nowMs: number, path: string, wrong: Violations): void {
   if (ms === undefined) return;
   const field = `${path}.deliver_after`;
-  if (Number.isNaN(ms)) wrong.add(field, 'is not a valid timestamp');
+  if (!(ms >= 0)) wrong.add(field, 'is not a valid timestamp; 1970 or later');
   else wrong.check(ms <= nowMs + MAX_DELAY_MS, field, 'is more than 30 days ahead; at most 30 days');
 }
 

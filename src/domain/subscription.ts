@@ -142,9 +142,9 @@ export function checkRetryPolicy(policy: RetryPolicy, field: string, wrong: Viol
   }
 }
 
-/** Checks the longest duration of an attempt: 1–60 s. */
+/** Checks the longest duration of an attempt: 1–30 s, well within a lease. */
 export function checkAttemptTimeout(ms: number, field: string, wrong: Violations): void {
-  wrong.check(ms >= 1_000 && ms <= 60_000, field, 'must be a duration between 1s and 60s');
+  wrong.check(ms >= 1_000 && ms <= 30_000, field, 'must be a duration between 1s and 30s');
 }
 
 /** Checks a note for people. */

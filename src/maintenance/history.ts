@@ -1,12 +1,12 @@
-// The history's partitions: made ahead of time, dropped when they are old. Never one that an unfinished delivery
-// still needs its event from.
+// The history's partitions: made ahead of time, dropped when they are old. A delivery that is still unfinished by then
+// (its subscription was paused for that long) becomes a dead letter first.
 
 export type HistoryDeps = {
   readonly makePartitions: () => Promise<number>;
   /** Drops leaves that end before a time (ms since 1970); returns their names. */
   readonly dropHistory: (keepFromMs: number) => Promise<readonly string[]>;
   readonly purgeBefore: (beforeMs: number) => Promise<number>;
-  readonly oldestUnfinishedMs: () => Promise<number | undefined>;
+  readonly expireDeliveries: (beforeMs: number) => Promise<number>;
   /** The database's clock, ms since 1970. */
   readonly databaseNowMs: () => Promise<number>;
   readonly historyDays: number;
@@ -27,18 +27,24 @@ export function createHistoryTasks(deps: HistoryDeps): HistoryTasks {
     makePartitions: deps.makePartitions,
     async dropExpired() {
       const from = await keepFromMs();
-      const oldest = (await deps.oldestUnfinishedMs()) ?? from;
-      return (await deps.dropHistory(Math.min(from, oldest))).length;
+      await inChunks(() => deps.expireDeliveries(from));
+      return (await deps.dropHistory(from)).length;
     },
     async purgeExpired() {
       const from = await keepFromMs();
-      let count = 0;
-      for (let chunk = 0; chunk < 100; chunk++) {
-        const removed = await deps.purgeBefore(from);
-        count += removed;
-        if (removed === 0) break;
-      }
-      return count;
+      return inChunks(() => deps.purgeBefore(from));
     },
   };
+}
+
+const MAX_CHUNKS = 1_000;
+
+async function inChunks(removeChunk: () => Promise<number>): Promise<number> {
+  let count = 0;
+  for (let chunk = 0; chunk < MAX_CHUNKS; chunk++) {
+    const removed = await removeChunk();
+    count += removed;
+    if (removed === 0) break;
+  }
+  return count;
 }

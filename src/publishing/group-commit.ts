@@ -154,12 +154,23 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
       deps.onCommit(matched.length, (performance.now() - startedAt) / 1000);
       settle(matched, results, prepared.batch.lease, startedAt);
     } catch (error) {
+      for (const m of matched) giveBack(m);
       const known = error instanceof DispatchError ? error : deps.unavailable(error);
+      if (known === undefined && open.length > 1) {
+        await commitApart(open);
+        return;
+      }
       if (known === undefined) deps.onError(error);
       const shown = known ?? new DispatchError('INTERNAL', 'the event could not be stored', { cause: error });
-      for (const m of matched) giveBack(m);
       for (const item of open) refuse(item, shown);
     }
+  }
+
+  /** The database refuses something in a batch: halves of it, so that a bad event fails alone. */
+  async function commitApart(items: readonly Item[]): Promise<void> {
+    const middle = Math.ceil(items.length / 2);
+    await commit(items.slice(0, middle));
+    await commit(items.slice(middle));
   }
 
   /** The configuration of each tenant of a batch, or why it may not publish. */
@@ -168,8 +179,10 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
     for (const { event } of items) {
       const { tenantId } = event;
       if (configs.has(tenantId)) continue;
-      const config = deps.configs.peek(tenantId) ?? (await deps.configs.get(tenantId));
-      if (config?.state === 'active') {
+      const config = deps.configs.peek(tenantId) ?? (await readConfig(tenantId));
+      if (config instanceof DispatchError) {
+        configs.set(tenantId, config);
+      } else if (config?.state === 'active') {
         configs.set(tenantId, config);
       } else {
         configs.set(tenantId, config === undefined ? notFound('tenant', tenantId) : inactive(config));
@@ -177,6 +190,18 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
       }
     }
     return configs;
+  }
+
+  /** A configuration that cannot be read is its tenant's trouble, not the batch's. */
+  async function readConfig(tenantId: TenantId): Promise<TenantConfig | DispatchError | undefined> {
+    try {
+      return await deps.configs.get(tenantId);
+    } catch (error) {
+      const known = deps.unavailable(error);
+      if (known === undefined) deps.onError(error);
+      const message = `the configuration of tenant ${tenantId} cannot be read`;
+      return known ?? new DispatchError('INTERNAL', message, { cause: error });
+    }
   }
 
   /** Matches events with their tenants' configurations. A key may occur once in a batch: repeats come later. */

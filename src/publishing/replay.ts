@@ -6,6 +6,7 @@ export type ReplayDeps = {
   readonly step: (replay: Replay) => Promise<{ readonly movedCount: number; readonly finished: boolean }>;
   /** Says that some queues have something due. */
   readonly readyAny: () => void;
+  readonly onError: (error: unknown) => void;
 };
 
 /** One step of every running job. Returns how many dead letters were requeued and whether a job still runs. */
@@ -15,9 +16,13 @@ export async function runReplaysOnce(
   let movedCount = 0;
   let moreToDo = false;
   for (const replay of await deps.running()) {
-    const step = await deps.step(replay);
-    movedCount += step.movedCount;
-    if (!step.finished) moreToDo = true;
+    try {
+      const step = await deps.step(replay);
+      movedCount += step.movedCount;
+      if (!step.finished) moreToDo = true;
+    } catch (error) {
+      deps.onError(error); // one tenant's job must not hold up the others'
+    }
   }
   if (movedCount > 0) deps.readyAny();
   return { movedCount, moreToDo };

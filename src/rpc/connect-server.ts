@@ -72,6 +72,8 @@ export async function startConnectServer(
   const http2 = createHttp2Server({ settings: { maxConcurrentStreams: MAX_STREAMS } });
   // The compatibility API of http2 has the same requests and responses; its types differ in details not used here.
   http2.on('request', listener as never);
+  // Node watches the deadlines of a server's connections from 'listening' on; this one never listens by itself.
+  http1.emit('listening');
   const sessions = new Set<{ close: () => void; destroy: () => void }>();
   http2.on('session', (session) => {
     sessions.add(session);
@@ -229,7 +231,7 @@ function bidirectional(method: DescMethod, handler: StreamHandler, path: CallPat
     const reading = (async () => {
       for await (const request of requests) {
         stream.message(request);
-        while (stream.outstanding() >= STREAM_FULL) await changed;
+        while (stream.outstanding() + answers.length >= STREAM_FULL) await changed;
       }
       await stream.end();
     })()
@@ -243,7 +245,10 @@ function bidirectional(method: DescMethod, handler: StreamHandler, path: CallPat
     while (!ended || answers.length > 0) {
       const answer = answers.shift();
       if (answer === undefined) await changed;
-      else yield create(method.output, answer);
+      else {
+        yield create(method.output, answer);
+        signal();
+      }
     }
     await reading;
     const shown =

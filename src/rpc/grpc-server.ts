@@ -183,7 +183,8 @@ function bidirectional(
     };
     opened.then((stream) => {
       maybeResume = () => {
-        if (stream.outstanding() > STREAM_LOW) return;
+        // What is answered and not yet read by the client counts too: it must not pile up here.
+        if (!paused || stream.outstanding() + call.writableLength > STREAM_LOW) return;
         paused = false;
         call.resume();
       };
@@ -194,11 +195,12 @@ function bidirectional(
           return;
         }
         stream.message(request.message);
-        if (stream.outstanding() >= STREAM_FULL) {
+        if (stream.outstanding() + call.writableLength >= STREAM_FULL) {
           paused = true;
           call.pause();
         }
       });
+      call.on('drain', () => maybeResume());
       call.on('end', () => {
         void stream.end().then(() => {
           if (over) return;

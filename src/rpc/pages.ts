@@ -7,7 +7,8 @@ import { patternProblem } from '../domain/event-type.ts';
 export function optionalMs(time: Timestamp | undefined, field: string): number | undefined {
   if (time === undefined) return undefined;
   const ms = timestampMs(time);
-  if (!(Math.abs(ms) <= 253_402_300_799_999)) throw invalidField(field, 'is not a valid timestamp');
+  if (!(ms >= -62_135_596_800_000 && ms <= 253_402_300_799_999))
+    throw invalidField(field, 'is not a valid timestamp');
   return ms;
 }
 

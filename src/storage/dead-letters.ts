@@ -161,7 +161,8 @@ const REQUEUE = sql.fragment`INSERT INTO deliveries
     (tenant_id, id, subscription_id, run_at, round_at, attempt_count, retry_base)
   SELECT tenant_id, id, subscription_id, now(), now(), attempt_count, attempt_count FROM moved`;
 
-const LIVE_SUBSCRIPTION = sql.fragment`EXISTS (SELECT FROM subscriptions s
+// attempt is a smallint: a delivery that was tried this often is not replayed any more.
+const REPLAYABLE = sql.fragment`d.attempt_count < 30000 AND EXISTS (SELECT FROM subscriptions s
   WHERE s.tenant_id = d.tenant_id AND s.id = d.subscription_id AND s.deleted_at IS NULL)`;
 
 /** Makes one a pending delivery again, due now. Returns its subscription. */
@@ -173,7 +174,7 @@ export async function replayDeadLetter(
   return db.inTenant(tenantId, async (tx) => {
     const moved = await tx.maybeOneFirst(sql.type(z.object({ subscription_id: z.string() }))`
       WITH moved AS (
-        DELETE FROM dead_letters d WHERE tenant_id = ${tenantId} AND id = ${uuidOf(deliveryId)} AND ${LIVE_SUBSCRIPTION}
+        DELETE FROM dead_letters d WHERE tenant_id = ${tenantId} AND id = ${uuidOf(deliveryId)} AND ${REPLAYABLE}
         RETURNING *), queued AS (${REQUEUE})
       SELECT subscription_id FROM moved`);
     if (moved !== null) return idFromUuid('sub', moved) as SubscriptionId;
@@ -250,19 +251,31 @@ function toReplay(row: z.infer<typeof replayRow>): Replay {
   };
 }
 
-/** Records a job; maintenance carries it out. NOT_FOUND for an unknown tenant. */
+/** Most jobs of one tenant that are not finished. */
+export const MAX_RUNNING_REPLAYS = 10;
+
+/** Records a job; maintenance carries it out. NOT_FOUND for an unknown tenant, RESOURCE_EXHAUSTED at the limit. */
 export async function createReplay(
   db: Database,
   tenantId: TenantId,
   replayId: ReplayId,
   filter: DeadLetterFilter,
 ): Promise<Replay> {
-  const row = await db.inTenant(tenantId, (tx) =>
-    tx.maybeOne(sql.type(replayRow)`
+  const row = await db.inTenant(tenantId, async (tx) => {
+    const running = await tx.oneFirst(sql.type(z.object({ count: z.number() }))`
+      SELECT count(*) AS count FROM replays WHERE tenant_id = ${tenantId} AND state = 'running'`);
+    if (running >= MAX_RUNNING_REPLAYS) {
+      const message = `${running} replays of tenant ${tenantId} are running, which is the most; wait for one to finish`;
+      throw new DispatchError('RESOURCE_EXHAUSTED', message, {
+        reason: 'TOO_MANY_REPLAYS',
+        retryAfterMs: 10_000,
+      });
+    }
+    return tx.maybeOne(sql.type(replayRow)`
       INSERT INTO replays (tenant_id, id, filter, state)
       SELECT tenant_id, ${uuidOf(replayId)}::uuid, ${sql.jsonb(filter)}, 'running'
-      FROM tenants WHERE tenant_id = ${tenantId} AND state <> 'deleting' RETURNING ${REPLAY_COLUMNS}`),
-  );
+      FROM tenants WHERE tenant_id = ${tenantId} AND state <> 'deleting' RETURNING ${REPLAY_COLUMNS}`);
+  });
   if (row === null) throw notFound('tenant', tenantId);
   return toReplay(row);
 }
@@ -310,7 +323,7 @@ export async function stepReplay(
       moved AS (
         DELETE FROM dead_letters d USING seen WHERE d.tenant_id = seen.tenant_id AND d.id = seen.id
           AND d.dead_at <= to_timestamp(${job.created_at / 1000}) + interval '1 ms'
-          AND ${filterSql(job.filter)} AND ${LIVE_SUBSCRIPTION}
+          AND ${filterSql(job.filter)} AND ${REPLAYABLE}
         RETURNING d.*),
       queued AS (${REQUEUE})
       SELECT (SELECT count(*) FROM seen) AS seen, (SELECT count(*) FROM moved) AS moved,

@@ -93,10 +93,13 @@ function readRange(tx: TenantTransaction, tenantId: TenantId, below: string, fro
     ) AS found ORDER BY id DESC LIMIT ${limit}`);
 }
 
-/** The id just after a uuid. Event and delivery ids never end in ff…ff, so there is one. */
+/** The id just after a uuid; the last one for the last, which is no UUIDv7 and so nobody's. */
 function uuidAfter(uuid: string): string {
   const n = BigInt(`0x${uuid.replaceAll('-', '')}`) + 1n;
-  const h = n.toString(16).padStart(32, '0');
+  const h = n
+    .toString(16)
+    .padStart(32, '0')
+    .replace(/^10{32}$/, 'f'.repeat(32));
   return `${h.slice(0, 8)}-${h.slice(8, 12)}-${h.slice(12, 16)}-${h.slice(16, 20)}-${h.slice(20)}`;
 }
 

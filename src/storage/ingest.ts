@@ -184,7 +184,7 @@ async function keyedResults(
   const current = new Set(rows.filter((row) => row.taken === null).map((row) => row.tenant_id));
   const taken = new Set(rows.flatMap((row) => (row.taken === null ? [] : [idFromUuid('evt', row.taken)])));
   const lost = keyed.filter((e) => current.has(e.event.tenantId) && !taken.has(encodeId('evt', e.eventId)));
-  const owners = lost.length === 0 ? new Map<IngestEvent, IngestResult>() : await readOwners(pool, lost);
+  const owners = await readOwners(pool, lost);
   return batch.events.map((e) => {
     if (!current.has(e.event.tenantId)) return { kind: 'stale' };
     return owners.get(e) ?? { kind: 'stored' };
@@ -195,17 +195,12 @@ type Owner = { n: string; event_id: string; fingerprint: Buffer; delivery_count:
 
 /** Who holds the keys that could not be taken. */
 async function readOwners(pool: Pool, lost: readonly IngestEvent[]): Promise<Map<IngestEvent, IngestResult>> {
-  const { rows } = await pool.query<Owner>({
-    name: 'ingest-key-owners',
-    text: `SELECT w.n, i.event_id, i.fingerprint, i.delivery_count
-      FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS w (tenant_id, key, n)
-      JOIN idempotency_keys i ON i.tenant_id = w.tenant_id AND i.key = w.key AND i.expires_at > now()`,
-    values: [
-      textArray(lost.map((e) => e.event.tenantId)),
-      textArray(lost.map((e) => e.event.idempotencyKey)),
-    ],
-  });
   const owners = new Map<IngestEvent, IngestResult>(lost.map((e) => [e, { kind: 'retry' }]));
+  if (lost.length === 0) return owners;
+  const { rows } = await findOwners(pool, lost).catch(() => {
+    // The batch is committed: only the events whose keys were taken may be tried again.
+    return { rows: [] };
+  });
   for (const row of rows) {
     const event = lost[Number(row.n) - 1]!;
     owners.set(event, {
@@ -216,4 +211,17 @@ async function readOwners(pool: Pool, lost: readonly IngestEvent[]): Promise<Map
     });
   }
   return owners;
+}
+
+function findOwners(pool: Pool, lost: readonly IngestEvent[]): Promise<{ readonly rows: readonly Owner[] }> {
+  return pool.query<Owner>({
+    name: 'ingest-key-owners',
+    text: `SELECT w.n, i.event_id, i.fingerprint, i.delivery_count
+      FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS w (tenant_id, key, n)
+      JOIN idempotency_keys i ON i.tenant_id = w.tenant_id AND i.key = w.key AND i.expires_at > now()`,
+    values: [
+      textArray(lost.map((e) => e.event.tenantId)),
+      textArray(lost.map((e) => e.event.idempotencyKey)),
+    ],
+  });
 }

@@ -60,19 +60,20 @@ export type HistoryRange = { readonly name: string; readonly fromMs: number; rea
 export async function dropHistory(client: pg.Client, keepFromMs: number): Promise<string[]> {
   const { partitionDays } = await readLayout(client);
   const dropped: string[] = [];
-  for (const leaf of await leafNames(client)) {
+  for (const leaf of await historyLeaves(client)) {
     const match = /^(events|attempts)_h\d+_(\d{4})(\d{2})(\d{2})$/.exec(leaf);
     if (match === null) continue;
     const fromMs = Date.UTC(Number(match[2]), Number(match[3]) - 1, Number(match[4]));
     if (fromMs + partitionDays * DAY_MS > keepFromMs) continue;
     const parent = leaf.slice(0, leaf.lastIndexOf('_'));
     // CONCURRENTLY cannot run in a transaction; one that was cut short is finished with FINALIZE.
-    const pending = await client.query(
-      'SELECT 1 FROM pg_inherits WHERE inhrelid = $1::regclass AND inhdetachpending',
+    const { rows } = await client.query<{ inhdetachpending: boolean }>(
+      'SELECT inhdetachpending FROM pg_inherits WHERE inhrelid = $1::regclass',
       [leaf],
     );
-    const how = pending.rowCount === 0 ? 'CONCURRENTLY' : 'FINALIZE';
-    await client.query(`ALTER TABLE ${parent} DETACH PARTITION ${leaf} ${how}`);
+    const attached = rows[0]; // none: a run that was cut short had detached it already
+    const how = attached?.inhdetachpending === true ? 'FINALIZE' : 'CONCURRENTLY';
+    if (attached !== undefined) await client.query(`ALTER TABLE ${parent} DETACH PARTITION ${leaf} ${how}`);
     await client.query(`DROP TABLE ${leaf}`);
     dropped.push(leaf);
   }
@@ -86,6 +87,15 @@ async function readLayout(client: pg.Client): Promise<PartitionLayout> {
   const row = rows[0];
   if (row === undefined) throw new Error('the database is not installed: run `dispatch migrate`');
   return { hashPartitions: row.hash_partitions, partitionDays: row.partition_days };
+}
+
+/** Leaves of the history by name, attached or not. */
+async function historyLeaves(client: pg.Client): Promise<string[]> {
+  const { rows } = await client.query<{ relname: string }>(
+    `SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = current_schema()::regnamespace
+       AND relname ~ '^(events|attempts)_h[0-9]+_[0-9]{8}$' ORDER BY relname`,
+  );
+  return rows.map((row) => row.relname);
 }
 
 async function leafNames(client: pg.Client): Promise<Set<string>> {

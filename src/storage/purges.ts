@@ -8,10 +8,16 @@ const CHUNK = 5_000;
 type Many = Pick<Database, 'many'>;
 const idRow = z.object({ tenant_id: z.string(), id: z.string() });
 
+/**
+ * A publish whose statement began before a deletion may commit after it. No statement outlives its timeout (30 s), so
+ * what was deleted this long ago has all the rows it will ever have.
+ */
+const SETTLED = sql.fragment`now() - interval '60 s'`;
+
 /** Subscriptions that were deleted and still have rows. */
 export async function deletedSubscriptions(db: Many): Promise<readonly z.infer<typeof idRow>[]> {
   return db.many.any(sql.type(idRow)`
-    SELECT tenant_id, id FROM subscriptions WHERE deleted_at IS NOT NULL LIMIT 100`);
+    SELECT tenant_id, id FROM subscriptions WHERE deleted_at < ${SETTLED} LIMIT 100`);
 }
 
 /** Cancels a deleted subscription's deliveries and discards its dead letters, then removes it. */
@@ -38,7 +44,7 @@ export async function purgeSubscription(db: Many, tenantId: string, uuid: string
 /** Tenants that are being deleted. */
 export async function deletingTenants(db: Many): Promise<readonly TenantId[]> {
   const ids = await db.many.anyFirst(sql.type(z.object({ tenant_id: z.string() }))`
-    SELECT tenant_id FROM tenants WHERE state = 'deleting' LIMIT 100`);
+    SELECT tenant_id FROM tenants WHERE state = 'deleting' AND updated_at < ${SETTLED} LIMIT 100`);
   return ids.map((id) => id as TenantId);
 }
 
@@ -78,26 +84,36 @@ export async function purgeIdempotencyKeys(db: Many): Promise<number> {
   return result.rowCount;
 }
 
-/** Removes closed deliveries, dead letters and finished replays from before a time (ms since 1970). */
+/** Removes closed deliveries, dead letters and replays that ended before a time (ms since 1970). */
 export async function purgeBefore(db: Many, beforeMs: number): Promise<number> {
-  const below = lowestUuidAt(beforeMs);
   let count = 0;
-  for (const table of ['closed_deliveries', 'dead_letters'] as const) {
+  for (const [table, ended] of [
+    ['closed_deliveries', 'closed_at'],
+    ['dead_letters', 'dead_at'],
+    ['replays', 'finished_at'],
+  ] as const) {
     const name = sql.identifier([table]);
     const result = await db.many.query(sql.typeAlias('void')`
-      DELETE FROM ${name} WHERE (tenant_id, id) IN (SELECT tenant_id, id FROM ${name} WHERE id < ${below} LIMIT ${CHUNK})`);
+      DELETE FROM ${name} WHERE (tenant_id, id) IN (
+        SELECT tenant_id, id FROM ${name}
+        WHERE ${sql.identifier([ended])} < to_timestamp(${beforeMs / 1000}) LIMIT ${CHUNK})`);
     count += result.rowCount;
   }
-  const replays = await db.many.query(sql.typeAlias('void')`
-    DELETE FROM replays WHERE state = 'finished' AND finished_at < to_timestamp(${beforeMs / 1000})`);
-  return count + replays.rowCount;
+  return count;
 }
 
-/** When the event of the oldest unfinished delivery was accepted, by its id; undefined if nothing is unfinished. */
-export async function oldestUnfinishedMs(db: Many): Promise<number | undefined> {
-  const uuid = await db.many.maybeOneFirst(sql.type(z.object({ id: z.string() }))`
-    SELECT id FROM deliveries ORDER BY id LIMIT 1`);
-  return uuid === null ? undefined : Number.parseInt(uuid.replaceAll('-', '').slice(0, 12), 16);
+/** Gives up unfinished deliveries of events from before a time, before their history is dropped. */
+export async function expireDeliveries(db: Many, beforeMs: number): Promise<number> {
+  const result = await db.many.query(sql.typeAlias('void')`
+    WITH gone AS (
+      DELETE FROM deliveries WHERE (tenant_id, id) IN (
+        SELECT tenant_id, id FROM deliveries WHERE id < ${lowestUuidAt(beforeMs)} LIMIT ${CHUNK} FOR UPDATE SKIP LOCKED)
+      RETURNING tenant_id, id, subscription_id, attempt_count)
+    INSERT INTO dead_letters (tenant_id, id, subscription_id, event_type, reason, last_error_class, last_error_message,
+      attempt_count)
+    SELECT tenant_id, id, subscription_id, '', 'event_expired', 'internal', 'it was older than the history that is kept',
+      attempt_count FROM gone`);
+  return result.rowCount;
 }
 
 /** The database's clock in ms since 1970: schedules and retention use no other. */

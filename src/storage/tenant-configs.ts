@@ -47,6 +47,8 @@ export type TenantConfigs = {
   readonly get: (tenantId: TenantId) => Promise<TenantConfig | undefined>;
   /** The same if it is in memory; asks for a check in the background once it is older than 5 s. */
   readonly peek: (tenantId: TenantId) => TenantConfig | undefined;
+  /** Reads it anew from the database, whatever is in memory. */
+  readonly reload: (tenantId: TenantId) => Promise<TenantConfig | undefined>;
   /** Forgets a tenant, or all: the next use reads it anew. */
   readonly forget: (tenantId: TenantId | undefined) => void;
 };
@@ -65,17 +67,30 @@ export function createTenantConfigs(
   const toCheck = new Set<TenantId>();
   let checking = false;
 
-  async function load(tenantId: TenantId): Promise<TenantConfig | undefined> {
+  /** Reads a configuration and keeps it, unless forget() overtook it: then it serves its waiters only. */
+  function load(tenantId: TenantId): Promise<TenantConfig | undefined> {
     const startedAt = now();
-    const config = await readConfig(db, masterKeys, tenantId, startedAt);
-    // A load that forget() overtook may be of before the change: it serves its waiters and is not kept.
-    if (config !== undefined && loading.has(tenantId)) {
-      entries.delete(tenantId);
-      entries.set(tenantId, { config, checkedAtMs: startedAt });
-      const oldest = entries.size > MAX_TENANTS ? entries.keys().next().value : undefined;
-      if (oldest !== undefined) entries.delete(oldest);
-    }
-    return config;
+    const mine = readConfig(db, masterKeys, tenantId, startedAt).then(
+      (config) => {
+        if (loading.get(tenantId) !== mine) return config;
+        loading.delete(tenantId);
+        if (config !== undefined) keep(config, startedAt);
+        return config;
+      },
+      (error) => {
+        if (loading.get(tenantId) === mine) loading.delete(tenantId);
+        throw error;
+      },
+    );
+    loading.set(tenantId, mine);
+    return mine;
+  }
+
+  function keep(config: TenantConfig, checkedAtMs: number): void {
+    entries.delete(config.tenantId);
+    entries.set(config.tenantId, { config, checkedAtMs });
+    const oldest = entries.size > MAX_TENANTS ? entries.keys().next().value : undefined;
+    if (oldest !== undefined) entries.delete(oldest);
   }
 
   async function check(): Promise<void> {
@@ -111,16 +126,13 @@ export function createTenantConfigs(
 
   return {
     peek,
-    async get(tenantId) {
+    get: (tenantId) => {
       const known = peek(tenantId);
-      if (known !== undefined) return known;
-      const started = loading.get(tenantId);
-      if (started !== undefined) return started;
-      const promise = load(tenantId).finally(() => {
-        if (loading.get(tenantId) === promise) loading.delete(tenantId);
-      });
-      loading.set(tenantId, promise);
-      return promise;
+      return known === undefined ? (loading.get(tenantId) ?? load(tenantId)) : Promise.resolve(known);
+    },
+    reload: (tenantId) => {
+      entries.delete(tenantId);
+      return load(tenantId);
     },
     forget(tenantId) {
       if (tenantId === undefined) {

@@ -17,6 +17,8 @@ function setup(write: (records: readonly DeliveryRecord[]) => Promise<number>, l
   const recorder = createRecorder({
     write,
     leaseMs,
+    isPassing: (e) => e instanceof Error && e.message === 'away',
+    onWritten: () => {},
     onLeaseLost: (n) => lost.push(n),
     onError: (e) => errors.push(e),
   });
@@ -53,6 +55,17 @@ describe('the recorder', () => {
     recorder.add(record());
     await recorder.flush();
     expect([lost, recorder.backlog()]).toEqual([[1], 0]);
+  });
+
+  test('finds the one row that spoils a batch, and writes the others', async () => {
+    const bad = record();
+    const { recorder, lost, errors } = setup(async (records) => {
+      if (records.includes(bad)) throw new Error('out of range');
+      return records.length;
+    });
+    for (let i = 0; i < 99; i++) recorder.add(i === 42 ? bad : record());
+    await recorder.flush();
+    expect([lost, errors.length, recorder.backlog()]).toEqual([[1], 1, 0]);
   });
 
   test('counts rows that were taken over', async () => {

@@ -68,6 +68,22 @@ describe('an event', () => {
     ],
     ['data with another content_type', { contentType: 'text/plain' }, 'event.content_type'],
     ['31 days of delay', { deliverAfterMs: NOW + 31 * 24 * 3600 * 1000 }, 'event.deliver_after'],
+    ['a time before 1970', { deliverAfterMs: -1 }, 'event.deliver_after'],
+    [
+      'a NUL in content_type',
+      { body: payload('x'), contentType: 'text/plain; a="\0"' },
+      'event.content_type',
+    ],
+    [
+      'a line break in content_type',
+      { body: payload('x'), contentType: 'text/plain;\na=b' },
+      'event.content_type',
+    ],
+    [
+      'other letters in content_type',
+      { body: payload('x'), contentType: 'text/plain; a="т"' },
+      'event.content_type',
+    ],
     ['a NUL in the subject', { subject: 'a\0b' }, 'event.subject'],
     ['a long label', { metadata: { a: 'x'.repeat(513) } }, 'event.metadata[a]'],
   ])('refuses %s', (_name, changes, field) => {

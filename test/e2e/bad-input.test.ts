@@ -5,7 +5,10 @@ import { connect } from 'node:net';
 import type { ConnectError } from '@connectrpc/connect';
 import { Code } from '@connectrpc/connect';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { DeadLetterService } from '../../gen/dispatch/v1/dead_letter_service_pb.ts';
+import { EventService } from '../../gen/dispatch/v1/event_service_pb.ts';
 import { PublishService } from '../../gen/dispatch/v1/publish_service_pb.ts';
+import { SubscriptionService } from '../../gen/dispatch/v1/subscription_service_pb.ts';
 import { BadRequestSchema } from '../../gen/google/rpc/error_details_pb.ts';
 import { grpcCaller } from '../support/clients.ts';
 import { type Clients, newTenant, startTestInstance, type TestInstance } from '../support/instance.ts';
@@ -243,6 +246,21 @@ describe('lists', () => {
     );
     expect((await refusal(clients.events.getDelivery({ deliveryId: '' }))).fields).toEqual(['delivery_id']);
     expect((await refusal(clients.deadLetters.discardDeadLetters({}))).fields).toEqual(['filter']);
+    const last = '7zzzzzzzzzzzzzzzzzzzzzzzzz';
+    for (const call of ['getDelivery', 'retryDelivery', 'cancelDelivery', 'listAttempts'] as const) {
+      expect((await refusal(clients.events[call]({ deliveryId: `dlv_${last}` }))).code).toBe(Code.NotFound);
+    }
+    expect((await clients.events.listDeliveries({ eventId: `evt_${last}` })).deliveries).toEqual([]);
+    // JSON clients cannot even spell this time; gRPC clients can.
+    const caller = grpcCaller(dispatch.grpcPort, key);
+    const ancient = { startTime: { seconds: -190_000_000_000n } };
+    for (const call of [
+      caller.call(EventService.method.listEvents, ancient),
+      caller.call(DeadLetterService.method.replayDeadLetters, { filter: ancient }),
+    ]) {
+      await expect(call).rejects.toMatchObject({ code: 3, details: expect.stringContaining('start_time') });
+    }
+    caller.close();
   });
 });
 
@@ -300,6 +318,27 @@ describe('on the wire', () => {
     const event = { type: 'a', body: { case: 'payload' as const, value: Buffer.alloc(17 * 1024 * 1024) } };
     await expect(caller.call(PublishService.method.publish, { event })).rejects.toMatchObject({ code: 8 });
     await caller.call(PublishService.method.publish, { event: { type: 'a', body: data } });
+    caller.close();
+  });
+
+  test('3,000 wrong fields are INVALID_ARGUMENT over gRPC, with the first of them', async () => {
+    const caller = grpcCaller(dispatch.grpcPort, key);
+    const subscription = { url: URL_OK, eventTypes: Array.from({ length: 3_000 }, () => 'x'.repeat(300)) };
+    await expect(
+      caller.call(SubscriptionService.method.createSubscription, { subscription }),
+    ).rejects.toMatchObject({ code: 3 });
+    caller.close();
+  });
+
+  test('a time that Postgres cannot hold fails its own event, and nobody else’s', async () => {
+    const other = await newTenant(dispatch.clients(), 'bystander');
+    const good = Array.from({ length: 20 }, () =>
+      dispatch.clients(other.key).publish.publish({ event: { type: 'a', body: data } }),
+    );
+    const caller = grpcCaller(dispatch.grpcPort, key);
+    const event = { type: 'a', body: data, deliverAfter: { seconds: -9_000_000_000_000n } };
+    await expect(caller.call(PublishService.method.publish, { event })).rejects.toMatchObject({ code: 3 });
+    expect(await Promise.all(good)).toHaveLength(20);
     caller.close();
   });
 

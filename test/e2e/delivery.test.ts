@@ -291,6 +291,66 @@ describe('retries', () => {
     await expect(clients.events.cancelDelivery({ deliveryId })).rejects.toThrow('failed_precondition');
   });
 
+  test('a full queue that is paused is given back, uncharged, and goes out on resume; nothing is lost', async () => {
+    const { subscriptionId } = await subscribe();
+    let open = false;
+    const held: (() => void)[] = [];
+    receiver.answer = async () => {
+      if (!open) await new Promise<void>((done) => held.push(done));
+      return { status: 200 };
+    };
+    for (let batch = 0; batch < 4; batch++) {
+      await clients.publish.publishBatch({
+        events: Array.from({ length: 1_000 }, (_, n) => ({
+          type: 'order.x',
+          body: { case: 'data' as const, value: { n } },
+        })),
+      });
+    }
+    await eventually(() => expect(held.length).toBeGreaterThan(50));
+    await clients.subscriptions.pauseSubscription({ subscriptionId });
+    open = true;
+    for (const release of held) release();
+    const pending = () =>
+      dispatch.database.owner.query(
+        'SELECT count(*)::int AS n, max(attempt_count)::int AS tried FROM deliveries WHERE tenant_id = $1 AND lease IS NULL',
+        [tenantId],
+      );
+    await eventually(async () => {
+      const { rows } = await dispatch.database.owner.query(
+        'SELECT count(*)::int AS n FROM deliveries WHERE tenant_id = $1 AND lease IS NOT NULL',
+        [tenantId],
+      );
+      expect(rows).toEqual([{ n: 0 }]);
+    });
+    const waiting = (await pending()).rows[0];
+    expect(waiting).toEqual({ n: 4_000 - receiver.received.length, tried: 0 });
+    await clients.subscriptions.resumeSubscription({ subscriptionId });
+    await eventually(() => expect(receiver.received).toHaveLength(4_000));
+    expect(new Set(receiver.received.map((r) => r.headers['webhook-id'])).size).toBe(4_000);
+  });
+
+  test('many queues with a backlog all get their turn', async () => {
+    for (let i = 0; i < 30; i++) {
+      await clients.subscriptions.createSubscription({
+        subscription: { url: `${receiver.url}/${i}`, eventTypes: ['many'] },
+      });
+    }
+    const { subscriptions } = await clients.subscriptions.listSubscriptions({});
+    for (const s of subscriptions)
+      await clients.subscriptions.pauseSubscription({ subscriptionId: s.subscriptionId });
+    await clients.publish.publishBatch({
+      events: Array.from({ length: 100 }, (_, n) => ({
+        type: 'many',
+        body: { case: 'data' as const, value: { n } },
+      })),
+    });
+    for (const s of subscriptions)
+      await clients.subscriptions.resumeSubscription({ subscriptionId: s.subscriptionId });
+    await eventually(() => expect(receiver.received).toHaveLength(3_000));
+    expect(new Set(receiver.received.map((r) => `${r.path} ${r.headers['webhook-id']}`)).size).toBe(3_000);
+  });
+
   test('an event that is delayed waits for its time', async () => {
     await subscribe();
     const dueMs = Date.now() + 1_500;

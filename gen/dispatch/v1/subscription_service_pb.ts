@@ -190,7 +190,7 @@ export type Subscription = Message<"dispatch.v1.Subscription"> & {
 
   /**
    * Longest duration of one attempt from connect to the end of the response:
-   * 1–60 s; 15 s when not set.
+   * 1–30 s; 15 s when not set.
    *
    * @generated from field: google.protobuf.Duration attempt_timeout = 8;
    */
