@@ -181,4 +181,39 @@ describe('many processes', () => {
     expect(verdict).toMatchObject({ acked: 3_000, lost: 0, unexpected: 0, duplicated: 0, unfinished: 0 });
     await dispatch.kill('SIGTERM');
   }, 240_000);
+
+  test('every database connection is cut ten times under load: the process stays, nothing acked is lost', async () => {
+    await using database = await cloneDatabase();
+    await using receiver = await startReceiver();
+    const dispatch = await spawnDispatch({
+      ...ALLOW,
+      DISPATCH_DATABASE_URL: database.url,
+      DISPATCH_ADMIN_KEY: ADMIN_KEY,
+      DISPATCH_MASTER_KEYS: `test:${MASTER_KEY.toString('base64')}`,
+      DISPATCH_LEASE_SECONDS: '10',
+      DISPATCH_LOG_LEVEL: 'silent',
+    });
+    const clients = clientsOf(dispatch.httpPort, ADMIN_KEY);
+    await clients.tenants.createTenant({ tenant: { tenantId: 'acme' } });
+    await clients.subscriptions.createSubscription({
+      tenantId: 'acme',
+      subscription: { url: receiver.url, eventTypes: ['**'], attemptTimeout: { seconds: 3n } },
+    });
+    const acked: ProducerLedger = new Map();
+    const produced = Promise.all(
+      [0, 1].map((n) => publishUntilAcked(() => clients.publish, 'acme', n * 1_500, (n + 1) * 1_500, acked)),
+    );
+    for (let cut = 1; cut <= 10; cut++) {
+      await eventually(() => expect(acked.size).toBeGreaterThan(cut * 200), 60_000);
+      await database.owner.query(
+        'SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()',
+      );
+    }
+    await produced;
+    const verdict = await drained(database.owner, acked, receiver);
+    console.log('ledger, 10 × connections cut:', JSON.stringify(verdict));
+    expect(verdict).toMatchObject({ acked: 3_000, lost: 0, unexpected: 0, unfinished: 0, missingEvents: 0 });
+    expect(dispatch.child.exitCode).toBeNull();
+    expect(await dispatch.kill('SIGTERM')).toBe(0);
+  }, 240_000);
 });
