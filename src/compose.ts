@@ -66,6 +66,11 @@ export async function startInstance(ready: Ready): Promise<Instance> {
       log.warn({ error: error.message }, 'an idle database connection broke'),
     );
     stack.use(db);
+    metrics.observePool(() => ({
+      used: db.engine.totalCount - db.engine.idleCount,
+      idle: db.engine.idleCount,
+      waiting: db.engine.waitingCount,
+    }));
     await assertMasterKeys(db, ready.masterKeys);
     const monotonic = () => performance.now();
     const configs = createTenantConfigs(db, ready.masterKeys, monotonic, (error) =>
@@ -161,16 +166,11 @@ function startWorker(shared: Shared, sender: Sender): Worker {
     onClaimed: metrics.claimed,
     onError: (error, message) => log.error(error, message),
   });
-  metrics.observe({
+  metrics.observeWorker({
     queueDepth: created.waitingCount,
     inFlight: created.inFlightCount,
     recordBacklog: recorder.backlog,
     endpointPools: sender.poolCount,
-    databasePool: () => ({
-      used: db.engine.totalCount - db.engine.idleCount,
-      idle: db.engine.idleCount,
-      waiting: db.engine.waitingCount,
-    }),
   });
   worker = created;
   return created;

@@ -7,16 +7,17 @@ const LATENCY_SECONDS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5
 /** The outcome of publishing one event. */
 export type PublishOutcome = 'stored' | 'duplicate' | 'refused' | 'failed';
 
-/** Readings taken when /metrics is asked for. */
-export type Gauges = {
+/** Connections to Postgres of the hot statements: in use, idle, and callers waiting for one. */
+export type PoolReading = { readonly used: number; readonly idle: number; readonly waiting: number };
+
+/** Readings of a worker, taken when /metrics is asked for. */
+export type WorkerGauges = {
   /** Deliveries leased to this process and waiting in its memory. */
   readonly queueDepth: () => number;
   readonly inFlight: () => number;
   /** Results of attempts that are not recorded yet. */
   readonly recordBacklog: () => number;
   readonly endpointPools: () => number;
-  /** Connections to Postgres of the hot statements: in use, idle, and callers waiting for one. */
-  readonly databasePool: () => { readonly used: number; readonly idle: number; readonly waiting: number };
 };
 
 export type Metrics = ReturnType<typeof createMetrics>;
@@ -109,8 +110,8 @@ export function createMetrics() {
     claimed: (count: number) => claims.inc(count),
     called: (method: string, code: string, seconds: number) => rpcSeconds.observe({ method, code }, seconds),
     maintained: (kind: string, count: number) => removed.inc({ kind }, count),
-    /** Registers readings; call once. */
-    observe: (gauges: Gauges) => {
+    /** Registers the readings of the worker; call once. */
+    observeWorker: (gauges: WorkerGauges) => {
       const gauge = (name: string, help: string, read: () => number) =>
         new Gauge({
           name,
@@ -128,13 +129,16 @@ export function createMetrics() {
       gauge('dispatch_in_flight', 'Requests to endpoints under way.', gauges.inFlight);
       gauge('dispatch_record_backlog', 'Results that are not recorded yet.', gauges.recordBacklog);
       gauge('dispatch_endpoint_pools', 'Origins with open connections.', gauges.endpointPools);
+    },
+    /** Registers the readings of the database's pool; call once. */
+    observePool: (read: () => PoolReading) => {
       new Gauge({
         name: 'dispatch_database_connections',
         help: 'Connections of the hot statements, by state; waiting are callers without one.',
         labelNames: ['state'],
         registers,
         collect() {
-          const pool = gauges.databasePool();
+          const pool = read();
           this.set({ state: 'used' }, pool.used);
           this.set({ state: 'idle' }, pool.idle);
           this.set({ state: 'waiting' }, pool.waiting);

@@ -1,5 +1,5 @@
 // A grpc-js client, Connect over gRPC and over JSON, and curl: each publishes and reads back. Reflection and health.
-import { execFile } from 'node:child_process';
+import { execFile, spawnSync } from 'node:child_process';
 import { promisify } from 'node:util';
 import { create, fromBinary, toBinary } from '@bufbuild/protobuf';
 import { createClient } from '@connectrpc/connect';
@@ -63,6 +63,12 @@ describe('publish and read back', () => {
   });
 
   test('by curl, with data as plain JSON', async () => {
+    if (spawnSync('curl', ['--version']).status !== 0) {
+      // Root on Debian may install it; anybody else is told what is missing.
+      spawnSync('apt-get', ['update', '-qq']);
+      spawnSync('apt-get', ['install', '-y', '-qq', 'curl']);
+      expect(spawnSync('curl', ['--version']).status, 'this test needs curl: install it').toBe(0);
+    }
     const curl = async (method: string, body: object) => {
       const url = `http://127.0.0.1:${dispatch.httpPort}/dispatch.v1.${method}`;
       const { stdout } = await run('curl', [

@@ -1,11 +1,10 @@
 // The service as a whole: idle cost, --processes, embedded database as root and as an ordinary user, start problems.
-import { execFile } from 'node:child_process';
+import { spawnSync } from 'node:child_process';
 import { chmod, cp, mkdir, mkdtemp, readFile, rm, stat, symlink } from 'node:fs/promises';
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as wait } from 'node:timers/promises';
-import { promisify } from 'node:util';
 import { create } from '@bufbuild/protobuf';
 import { durationFromMs } from '@bufbuild/protobuf/wkt';
 import { describe, expect, test } from 'vitest';
@@ -18,7 +17,6 @@ import { ADMIN_KEY, clientsOf, MASTER_KEY } from '../support/instance.ts';
 import { freePort, spawnDispatch } from '../support/processes.ts';
 import { startReceiver } from '../support/receiver.ts';
 
-const run = promisify(execFile);
 const ROOT = new URL('../../', import.meta.url).pathname;
 const external = (url: string) => ({
   DISPATCH_DATABASE_URL: url,
@@ -84,9 +82,10 @@ describe('--processes', () => {
       tenantId: 'acme',
       subscription: { url: receiver.url, eventTypes: ['**'] },
     });
+    const { pid } = dispatch.child;
     const children = async () => {
-      const { stdout } = await run('ps', ['-o', 'pid=', '--ppid', String(dispatch.child.pid)]);
-      return stdout.trim().split(/\s+/).map(Number);
+      const list = await readFile(`/proc/${pid}/task/${pid}/children`, 'utf8');
+      return list.trim().split(' ').map(Number);
     };
     const first = await children();
     expect(first).toHaveLength(2);
@@ -145,19 +144,11 @@ describe('the embedded database', () => {
     await mkdir(checkout);
     for (const name of ['src', 'gen', 'migrations', 'proto', 'package.json'])
       await cp(join(ROOT, name), join(checkout, name), { recursive: true });
-    const { stdout } = await run('su', [
-      'nobody',
-      '-s',
-      '/bin/sh',
-      '-c',
-      `test -r ${ROOT}node_modules/pg/package.json && echo yes || echo no`,
-    ]);
-    if (stdout.trim() === 'yes') await symlink(join(ROOT, 'node_modules'), join(checkout, 'node_modules'));
-    else
-      await cp(join(ROOT, 'node_modules'), join(checkout, 'node_modules'), {
-        recursive: true,
-        verbatimSymlinks: true,
-      });
+    const nobody = { uid: 65_534, gid: 65_534 };
+    const modules = join(ROOT, 'node_modules');
+    const mayRead = spawnSync('test', ['-r', join(modules, 'pg/package.json')], nobody).status === 0;
+    if (mayRead) await symlink(modules, join(checkout, 'node_modules'));
+    else await cp(modules, join(checkout, 'node_modules'), { recursive: true, verbatimSymlinks: true });
     const dataDir = join(home, 'data');
     const dispatch = await spawnDispatch(
       { DISPATCH_DATA_DIR: dataDir },
