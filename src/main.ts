@@ -7,7 +7,7 @@ import { startInstance } from './compose.ts';
 import { type Config, readConfig } from './config.ts';
 import { type Installed, install, installedBefore } from './install.ts';
 import { runProcesses } from './processes.ts';
-import { quickStart } from './quick-start.ts';
+import { type Ports, quickStart } from './quick-start.ts';
 import { createLog } from './telemetry/logger.ts';
 
 const USAGE = `dispatch ${version()}: multi-tenant webhook dispatch
@@ -64,7 +64,7 @@ function readArguments(): Arguments {
 }
 
 /** Runs this process's roles until it is told to stop, then drains. */
-async function serve(config: Config, installed: Installed, greets: boolean): Promise<void> {
+async function serve(config: Config, installed: Installed, greet: (ports: Ports) => void): Promise<void> {
   const log = createLog(config.logLevel);
   const stopped = new Promise<string>((done) => {
     for (const signal of ['SIGTERM', 'SIGINT'] as const) process.on(signal, () => done(signal));
@@ -72,7 +72,7 @@ async function serve(config: Config, installed: Installed, greets: boolean): Pro
   });
   process.on('unhandledRejection', (error) => log.error(error, 'a rejection was not handled'));
   await using instance = await startInstance({ config, ...installed, version: version(), log });
-  if (greets) process.stdout.write(quickStart(config, installed, instance));
+  greet({ httpPort: instance.httpPort, grpcPort: instance.grpcPort });
   const signal = await stopped;
   log.info({ signal }, 'stopping: finishing what is in hand');
 }
@@ -80,17 +80,18 @@ async function serve(config: Config, installed: Installed, greets: boolean): Pro
 async function main(): Promise<void> {
   const { command, config, processes } = readArguments();
   if (cluster.isWorker) {
-    await serve(config, installedBefore(config), cluster.worker?.id === 1);
+    await serve(config, installedBefore(config), (ports) => process.send?.(ports));
     return;
   }
   await using installed = await install(config);
+  const greet = (ports: Ports) => process.stdout.write(quickStart(config, installed, ports));
   if (command === 'migrate') {
     const { applied, partitionsMade } = installed.migration;
     process.stdout.write(`applied ${applied.length} migrations, made ${partitionsMade} partitions\n`);
   } else if (processes === 1) {
-    await serve(config, installed, true);
+    await serve(config, installed, greet);
   } else {
-    await runProcesses(processes, installed);
+    await runProcesses(processes, installed, greet);
   }
 }
 

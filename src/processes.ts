@@ -1,11 +1,17 @@
 // --processes N: one parent that owns the embedded database and keeps N children running on the same ports.
+// A child says over its IPC channel that it is ready, with its ports.
 import cluster, { type Worker } from 'node:cluster';
 import type { Installed } from './install.ts';
+import type { Ports } from './quick-start.ts';
 
 const RESTART_MS = 1_000;
 
 /** Runs until SIGTERM or SIGINT, then lets every child drain. A child that ends by itself is started again. */
-export async function runProcesses(count: number, installed: Installed): Promise<void> {
+export async function runProcesses(
+  count: number,
+  installed: Installed,
+  onReady: (ports: Ports) => void,
+): Promise<void> {
   const environment = {
     DISPATCH_DATABASE_URL: installed.databaseUrl,
     DISPATCH_ADMIN_KEY: installed.adminKey,
@@ -19,7 +25,8 @@ export async function runProcesses(count: number, installed: Installed): Promise
       if (stopping) return;
       const child = cluster.fork(environment);
       children.add(child);
-      child.once('listening', () => {
+      child.once('message', (ports) => {
+        if (!everReady) onReady(ports as Ports);
         everReady = true;
       });
       child.once('exit', (code) => {

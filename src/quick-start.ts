@@ -2,12 +2,11 @@
 import type { Config } from './config.ts';
 import type { Installed } from './install.ts';
 
+/** Where an instance listens; undefined without the api role. */
+export type Ports = { readonly httpPort: number | undefined; readonly grpcPort: number | undefined };
+
 /** The lines after a start. */
-export function quickStart(
-  config: Config,
-  installed: Installed,
-  ports: { readonly httpPort: number | undefined; readonly grpcPort: number | undefined },
-): string {
+export function quickStart(config: Config, installed: Installed, ports: Ports): string {
   if (ports.httpPort === undefined) return `dispatch is ready (${[...config.roles].join(', ')})\n`;
   const host = config.host === '0.0.0.0' || config.host === '::' ? '127.0.0.1' : config.host;
   const url = `http://${host.includes(':') ? `[${host}]` : host}:${ports.httpPort}`;

@@ -12,7 +12,8 @@ const LAYERS: readonly (readonly string[])[] = [
   ['publishing', 'delivery', 'maintenance'],
   ['rpc'],
   ['compose.ts', 'install.ts'],
-  ['quick-start.ts', 'processes.ts'],
+  ['quick-start.ts'],
+  ['processes.ts'],
   ['main.ts'],
 ];
 /** Neighbours that may meet: the log's settings are configuration. */

@@ -2,20 +2,20 @@ import { describe, expect, test } from 'vitest';
 import { parseConfig } from '../../src/config.ts';
 
 function problems(env: Record<string, string>): readonly string[] {
-  const result = parseConfig(env, '/work');
+  const result = parseConfig(env, '/srv/shop');
   return result.ok ? [] : result.problems;
 }
 const KEY = Buffer.alloc(32, 1).toString('base64');
 
 describe('configuration', () => {
   test('needs nothing: everything runs embedded on loopback', () => {
-    const result = parseConfig({}, '/work');
+    const result = parseConfig({}, '/srv/shop');
     expect(result.ok && result.config).toMatchObject({
       databaseUrl: undefined,
       host: '127.0.0.1',
       httpPort: 7480,
       grpcPort: 7481,
-      dataDir: '/work/.dispatch',
+      dataDir: '/srv/shop/.dispatch',
       allowEndpointCidrs: [],
     });
   });
