@@ -201,7 +201,9 @@ function classify(error: Error): ErrorClass {
     const known = CLASS_OF_CODE[code];
     if (known !== undefined) return known;
     if (TLS_CODE.test(code)) return 'tls';
-    if (code.startsWith('HPE_')) return 'protocol';
+    // undici's parser errors have a name and no code; an impossible status fails one of its assertions.
+    if (code.startsWith('HPE_') || e.name === 'HTTPParserError' || e.name === 'AssertionError')
+      return 'protocol';
   }
   return 'internal';
 }

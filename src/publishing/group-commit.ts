@@ -6,7 +6,7 @@
 import { performance } from 'node:perf_hooks';
 import type { ClaimedDelivery } from '../domain/delivery.ts';
 import { DispatchError, notFound } from '../domain/errors.ts';
-import type { NewEvent } from '../domain/event.ts';
+import { fingerprintOf, type NewEvent } from '../domain/event.ts';
 import {
   type DeliveryId,
   deliveryIdOf,
@@ -87,7 +87,12 @@ type Item = {
   rounds: number;
 };
 
-type Matched = IngestEvent & { readonly item: Item; readonly targets: readonly Target[] };
+/** `repeats` are the later items of a batch with the same idempotency key: answered by what becomes of the first. */
+type Matched = IngestEvent & {
+  readonly item: Item;
+  readonly targets: readonly Target[];
+  readonly repeats: Item[];
+};
 
 export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
   let queue: Item[] = [];
@@ -131,7 +136,8 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
         );
     }
     for (const item of again) queuedBytes += item.event.payload.length;
-    queue = [...again, ...queue];
+    // To the back: what has to be done again must not keep others waiting.
+    queue = [...queue, ...again];
   }
 
   async function commit(items: readonly Item[]): Promise<void> {
@@ -147,7 +153,7 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
       const configs = await loadConfigs(wanted);
       const prepared = prepare(wanted, configs);
       matched = prepared.batch.events;
-      open = matched.map((m) => m.item);
+      open = matched.flatMap((m) => [m.item, ...m.repeats]);
       if (prepared.later.length > 0) requeue(prepared.later);
       if (matched.length === 0) return;
       const results = await deps.ingest(prepared.batch);
@@ -204,7 +210,7 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
     }
   }
 
-  /** Matches events with their tenants' configurations. A key may occur once in a batch: repeats come later. */
+  /** Matches events with their tenants' configurations. A key may occur once in a batch. */
   function prepare(
     items: readonly Item[],
     configs: ReadonlyMap<TenantId, TenantConfig | DispatchError>,
@@ -213,7 +219,7 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
     readonly later: readonly Item[];
   } {
     const tenants = new Map<TenantId, number>();
-    const keys = new Set<string>();
+    const keys = new Map<string, Matched>();
     const events: Matched[] = [];
     const later: Item[] = [];
     let deliveryCount = 0;
@@ -227,15 +233,21 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
       const targets = config.matches.match(event.type);
       const key = event.idempotencyKey === '' ? '' : `${event.tenantId}/${event.idempotencyKey}`;
       const isFull = events.length > 0 && deliveryCount + targets.length > MAX_DELIVERIES;
-      if (isFull || (key !== '' && keys.has(key))) {
+      const first = key === '' ? undefined : keys.get(key);
+      if (first !== undefined) {
+        first.repeats.push(item);
+        continue;
+      }
+      if (isFull) {
         item.rounds--; // not this item's fault
         later.push(item);
         continue;
       }
-      if (key !== '') keys.add(key);
       tenants.set(event.tenantId, config.version);
       deliveryCount += targets.length;
-      events.push(match(item, targets));
+      const matched = match(item, targets);
+      if (key !== '') keys.set(key, matched);
+      events.push(matched);
     }
     return { batch: { tenants, events, lease: deps.randomBytes(16), leaseMs: deps.leaseMs }, later };
   }
@@ -252,7 +264,7 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
         target.state === 'active' &&
         deps.localWorker?.reserve(event.tenantId, target.subscriptionId) === true,
     }));
-    return { event, eventId, deliveries, item, targets };
+    return { event, eventId, deliveries, item, targets, repeats: [] };
   }
 
   function settle(
@@ -270,30 +282,40 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
         case 'stored': {
           const eventId = encodeId('evt', m.eventId) as EventId;
           handOver(m, eventId, lease, startedAt, owned, readyQueues);
-          m.item.done({
-            ok: true,
-            published: { eventId, duplicate: false, deliveryCount: m.deliveries.length },
-          });
+          const deliveryCount = m.deliveries.length;
+          m.item.done({ ok: true, published: { eventId, duplicate: false, deliveryCount } });
+          answerRepeats(m, eventId, deliveryCount);
           break;
         }
         case 'duplicate':
           giveBack(m);
           m.item.done(duplicateOutcome(m.event, result));
+          if (result.same) answerRepeats(m, result.eventId, result.deliveryCount);
+          else again.push(...m.repeats);
           break;
         case 'stale':
           deps.configs.forget(m.event.tenantId);
           giveBack(m);
-          again.push(m.item);
+          again.push(m.item, ...m.repeats);
           break;
         case 'retry':
           giveBack(m);
-          again.push(m.item);
+          again.push(m.item, ...m.repeats);
           break;
       }
     }
     if (owned.length > 0) deps.localWorker?.accept(owned);
     if (readyQueues.size > 0) deps.ready(readyQueues.values());
     if (again.length > 0) requeue(again);
+  }
+
+  function answerRepeats(m: Matched, eventId: EventId, deliveryCount: number): void {
+    if (m.repeats.length === 0) return;
+    const first = fingerprintOf(m.event);
+    for (const repeat of m.repeats) {
+      const same = fingerprintOf(repeat.event).equals(first);
+      repeat.done(duplicateOutcome(repeat.event, { eventId, deliveryCount, same }));
+    }
   }
 
   /** The deliveries of a stored event: to the local worker, or to whoever hears that their queues are ready. */
@@ -368,10 +390,9 @@ function refuse(item: Item, error: DispatchError): void {
   item.done({ ok: false, error });
 }
 
-function duplicateOutcome(
-  event: NewEvent,
-  result: Extract<IngestResult, { kind: 'duplicate' }>,
-): PublishOutcome {
+type KeyOwner = Omit<Extract<IngestResult, { kind: 'duplicate' }>, 'kind'>;
+
+function duplicateOutcome(event: NewEvent, result: KeyOwner): PublishOutcome {
   const { eventId, deliveryCount, same } = result;
   if (same) return { ok: true, published: { eventId, duplicate: true, deliveryCount } };
   const message = `idempotency key "${event.idempotencyKey}" was used for another event (${eventId}) within 24 h`;

@@ -107,13 +107,14 @@ export function createCallPath(deps: CallPathDeps) {
     return name;
   }
 
-  async function contextOf(
+  const principalOf = (call: TransportCall) => deps.authenticate(call.authorization);
+
+  function contextOf(
     method: DescMethod,
     call: TransportCall,
+    principal: Principal,
     requestedTenant: string,
-  ): Promise<CallContext> {
-    const found = deps.authenticate(call.authorization);
-    const principal = found instanceof Promise ? await found : found;
+  ): CallContext {
     const tenantId = resolveTenant(principal, nameOf(method).access, requestedTenant);
     return { principal, tenantId, isLive: call.isLive };
   }
@@ -128,18 +129,26 @@ export function createCallPath(deps: CallPathDeps) {
   }
 
   return {
-    /** Runs a unary call. Rejects with a DispatchError that the caller may see, and with nothing else. */
+    /** Throws or rejects as calls do for a caller that is not known: for transports that can ask before they read. */
+    authenticate: deps.authenticate,
+
+    /**
+     * Runs a unary call. The request is decoded once the caller is known: nobody else's bytes are worth the CPU.
+     * Rejects with a DispatchError that the caller may see, and with nothing else.
+     */
     async unary(
       method: DescMethod,
       handler: UnaryHandler,
-      request: MessageShape<DescMessage>,
+      decode: () => MessageShape<DescMessage>,
       call: TransportCall,
     ): Promise<MessageInitShape<DescMessage>> {
       const startedAt = deps.now();
       let tenantId = '';
       try {
+        const principal = await principalOf(call);
+        const request = decode();
         tenantId = tenantOfRequest(request);
-        const context = await contextOf(method, call, tenantId);
+        const context = contextOf(method, call, principal, tenantId);
         tenantId = context.tenantId ?? '';
         const answer = await handler(request, context);
         end(method, startedAt, undefined, tenantId);
@@ -160,7 +169,7 @@ export function createCallPath(deps: CallPathDeps) {
     ) {
       const startedAt = deps.now();
       try {
-        const context = await contextOf(method, call, '');
+        const context = contextOf(method, call, await principalOf(call), '');
         return {
           ...handler(context, write),
           closed: (error: DispatchError | undefined) => end(method, startedAt, error, ''),

@@ -12,6 +12,7 @@ export function describeDecodeErrors(handlers: Handlers): void {
   for (const [i, handler] of handlers.entries()) {
     const wrapped = async (request: Parameters<Handler>[0]) => {
       const response = await handler(request);
+      if (response.trailer !== undefined) return { ...response, body: mendTrailer(response) };
       const isJson = response.header?.get('content-type') === 'application/json';
       const isPlain = response.header?.get('content-encoding') === null;
       const isDecodeError = response.status === 400 || response.status === 500;
@@ -32,6 +33,15 @@ export function describeDecodeErrors(handlers: Handlers): void {
       supportedContentType: handler.supportedContentType,
     });
   }
+}
+
+/** gRPC tells its status after the body: by then the trailer can still be changed. */
+async function* mendTrailer(response: Awaited<ReturnType<Handler>>): AsyncGenerator<Uint8Array> {
+  if (response.body !== undefined) yield* response.body;
+  const { trailer } = response;
+  const isDecodeError = trailer?.get('grpc-message')?.startsWith('parse%20binary') === true;
+  const isPlain = trailer?.get('grpc-message')?.startsWith('parse binary') === true;
+  if (trailer?.get('grpc-status') === '13' && (isDecodeError || isPlain)) trailer.set('grpc-status', '3');
 }
 
 async function* once(bytes: Uint8Array): AsyncGenerator<Uint8Array> {

@@ -37,6 +37,8 @@ const MAX_TIMEOUT_MS = 24 * 3600 * 1000;
 const STREAM_FULL = 1_000;
 /** How long a new connection may be silent before it is known to speak HTTP/1.1 or HTTP/2. */
 const PREFACE_MS = 10_000;
+/** How long an HTTP/2 session may do nothing. */
+const IDLE_MS = 300_000;
 
 export async function startConnectServer(
   services: readonly BoundService[],
@@ -56,7 +58,14 @@ export async function startConnectServer(
     shutdownSignal: shutdown.signal,
     fallback: (request, response) => answerPage(pages, request as Request, response as Response),
   });
-  const listener = (request: Request, response: Response) => {
+  const listener = async (request: Request, response: Response) => {
+    try {
+      // Before a byte of the body is read: connect-node decodes first.
+      if (request.method === 'POST') await path.authenticate(request.headers.authorization);
+    } catch (error) {
+      refuse(request, response, error instanceof DispatchError ? error : undefined);
+      return;
+    }
     try {
       rpc(request, response);
     } catch {
@@ -76,6 +85,7 @@ export async function startConnectServer(
   http1.emit('listening');
   const sessions = new Set<{ close: () => void; destroy: () => void }>();
   http2.on('session', (session) => {
+    session.setTimeout(IDLE_MS, () => session.close());
     sessions.add(session);
     session.once('close', () => sessions.delete(session));
     session.on('error', () => {}); // a client that breaks its session loses it; nothing of ours is lost
@@ -115,6 +125,24 @@ export async function startConnectServer(
         for (const socket of sockets) if (socket.bytesRead === 0) socket.destroy();
       }),
   };
+}
+
+/** Answers a caller that is not known in the form of its protocol, without reading what it sent. */
+function refuse(request: Request, response: Response, known: DispatchError | undefined): void {
+  const error = known ?? new DispatchError('UNAVAILABLE', 'keys cannot be checked now; try again');
+  const contentType = request.headers['content-type'] ?? '';
+  if (contentType.startsWith('application/grpc')) {
+    response.writeHead(200, {
+      'content-type': contentType,
+      'grpc-status': String(CODE_NUMBER[error.code]),
+      'grpc-message': encodeURIComponent(error.message),
+    });
+    response.end();
+    return;
+  }
+  const close = request.httpVersionMajor === 1 ? { connection: 'close' } : {};
+  response.writeHead(known === undefined ? 503 : 401, { 'content-type': 'application/json', ...close });
+  response.end(JSON.stringify({ code: error.code.toLowerCase(), message: error.message }));
 }
 
 /** Tells HTTP/2 from HTTP/1.1 by the first bytes, and puts them back. */
@@ -170,7 +198,7 @@ function addRoutes(router: ConnectRouter, services: readonly BoundService[], pat
 function unary(method: DescMethod, handler: UnaryHandler, path: CallPath) {
   return async (request: MessageShape<DescMessage>, context: HandlerContext) => {
     try {
-      const answer = path.unary(method, handler, request, transportCall(context));
+      const answer = path.unary(method, handler, () => request, transportCall(context));
       return await unlessAborted(answer, context.signal);
     } catch (error) {
       throw toConnectError(error);

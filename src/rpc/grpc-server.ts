@@ -29,7 +29,7 @@ import type { BoundService, CallPath, StreamHandler, TransportCall, UnaryHandler
 import { CODE_NUMBER, statusBytes } from './errors.ts';
 
 /** Largest request: a full batch. A single event is held to its own limit (1 MiB) by validation. */
-export const MAX_REQUEST_BYTES = 16 * 1024 * 1024;
+export const MAX_REQUEST_BYTES = 4 * 1024 * 1024;
 const MAX_STREAMS = 100;
 /** Unanswered events of a stream at which reading stops, and at which it goes on. */
 const STREAM_FULL = 1_000;
@@ -51,6 +51,7 @@ export async function startGrpcServer(
     'grpc.max_receive_message_length': MAX_REQUEST_BYTES,
     'grpc.max_concurrent_streams': MAX_STREAMS,
     'grpc.max_metadata_size': 16 * 1024,
+    'grpc.max_connection_idle_ms': 300_000,
   });
   const health = new HealthImplementation({ '': 'SERVING' });
   for (const service of services) {
@@ -88,8 +89,8 @@ function addReflection(server: Server, services: readonly BoundService[]): void 
   new ReflectionService(definition, { services: [...names, 'grpc.health.v1.Health'] }).addToServer(server);
 }
 
-/** A request that could not be decoded travels as its error: grpc-js would answer INTERNAL. */
-type Decoded = { readonly message: MessageShape<DescMessage> } | { readonly error: DispatchError };
+/** A request that is decoded when it is asked for, which is after its caller was authenticated. */
+type Undecoded = () => MessageShape<DescMessage>;
 
 function definitionOf(service: BoundService): ServiceDefinition {
   const entries = service.desc.methods.map((method) => [
@@ -99,7 +100,10 @@ function definitionOf(service: BoundService): ServiceDefinition {
       requestStream: method.methodKind === 'client_streaming' || method.methodKind === 'bidi_streaming',
       responseStream: method.methodKind === 'server_streaming' || method.methodKind === 'bidi_streaming',
       requestSerialize: (value: MessageShape<DescMessage>) => Buffer.from(toBinary(method.input, value)),
-      requestDeserialize: (bytes: Buffer) => decode(method.input, bytes),
+      requestDeserialize:
+        (bytes: Buffer): Undecoded =>
+        () =>
+          decode(method.input, bytes),
       responseSerialize: (value: MessageInitShape<DescMessage>) => encode(method.output, value),
       responseDeserialize: (bytes: Buffer) => fromBinary(method.output, bytes),
     },
@@ -107,11 +111,11 @@ function definitionOf(service: BoundService): ServiceDefinition {
   return Object.fromEntries(entries);
 }
 
-function decode(schema: DescMessage, bytes: Buffer): Decoded {
+function decode(schema: DescMessage, bytes: Buffer): MessageShape<DescMessage> {
   try {
-    return { message: fromBinary(schema, bytes, { readUnknownFields: false }) };
+    return fromBinary(schema, bytes, { readUnknownFields: false });
   } catch {
-    return { error: invalidField('', `the request is not a valid ${schema.typeName} in protobuf`) };
+    throw invalidField('', `the request is not a valid ${schema.typeName} in protobuf`);
   }
 }
 
@@ -134,13 +138,9 @@ function unary(
   method: DescMethod,
   handler: UnaryHandler,
   path: CallPath,
-): handleUnaryCall<Decoded, MessageInitShape<DescMessage>> {
+): handleUnaryCall<Undecoded, MessageInitShape<DescMessage>> {
   return (call, callback) => {
-    if ('error' in call.request) {
-      callback(statusOf(call.request.error));
-      return;
-    }
-    path.unary(method, handler, call.request.message, transportCall(call)).then(
+    path.unary(method, handler, call.request, transportCall(call)).then(
       (answer) => callback(null, answer),
       (error: DispatchError) => callback(statusOf(error)),
     );
@@ -148,7 +148,7 @@ function unary(
 }
 
 function transportCall(
-  call: ServerUnaryCall<Decoded, unknown> | ServerDuplexStream<Decoded, unknown>,
+  call: ServerUnaryCall<Undecoded, unknown> | ServerDuplexStream<Undecoded, unknown>,
 ): TransportCall {
   const value = call.metadata.get('authorization')[0];
   return { authorization: value === undefined ? undefined : String(value), isLive: () => !call.cancelled };
@@ -164,7 +164,7 @@ function bidirectional(
   method: DescMethod,
   handler: StreamHandler,
   path: CallPath,
-): handleBidiStreamingCall<Decoded, MessageInitShape<DescMessage>> {
+): handleBidiStreamingCall<Undecoded, MessageInitShape<DescMessage>> {
   return (call) => {
     // Requests that come while the caller is authenticated wait in the stream.
     call.pause();
@@ -188,13 +188,16 @@ function bidirectional(
         paused = false;
         call.resume();
       };
-      call.on('data', (request: Decoded) => {
-        if ('error' in request) {
-          stream.closed(request.error);
-          fail(request.error);
+      call.on('data', (request: Undecoded) => {
+        try {
+          stream.message(request());
+        } catch (error) {
+          const shown =
+            error instanceof DispatchError ? error : new DispatchError('INTERNAL', 'the stream failed');
+          stream.closed(shown);
+          fail(shown);
           return;
         }
-        stream.message(request.message);
         if (stream.outstanding() + call.writableLength >= STREAM_FULL) {
           paused = true;
           call.pause();

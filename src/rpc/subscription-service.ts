@@ -91,6 +91,7 @@ export function createSubscriptionService(deps: SubscriptionServiceDeps) {
         );
       }
       const settings = toSettings(input);
+      checkJitter(input, wrong);
       checkSettings(settings, ALL_FIELDS, guard, wrong);
       wrong.throwIfAny();
       const subscriptionId = deps.ids.next<SubscriptionId>('sub');
@@ -132,6 +133,7 @@ export function createSubscriptionService(deps: SubscriptionServiceDeps) {
       const fields = parseMask(request.updateMask?.paths ?? []);
       const given = toSettings(input);
       const wrong = new Violations();
+      if (fields.has('retryPolicy')) checkJitter(input, wrong);
       checkSettings(given, fields, guard, wrong);
       wrong.throwIfAny();
       const updated = await updateSubscription(db, tenantId, id, version, (before) =>
@@ -207,7 +209,7 @@ function parseMask(paths: readonly string[]): ReadonlySet<SettingsField> {
   if (paths.length === 0) throw invalidField('update_mask', `is required: any of ${known}`);
   const fields = new Set<SettingsField>();
   for (const path of paths) {
-    const field = FIELD_OF_PATH[path];
+    const field = Object.hasOwn(FIELD_OF_PATH, path) ? FIELD_OF_PATH[path] : undefined;
     if (field === undefined)
       throw invalidField('update_mask', `has "${path.slice(0, 64)}"; it may have ${known}`);
     fields.add(field);
@@ -273,6 +275,12 @@ function merge(
     attemptTimeoutMs: pick('attemptTimeoutMs'),
     metadata: pick('metadata'),
   };
+}
+
+function checkJitter(input: WireSubscription, wrong: Violations): void {
+  const known = [Jitter.UNSPECIFIED, Jitter.FULL, Jitter.NONE] as const;
+  const ok = known.some((jitter) => jitter === (input.retryPolicy?.jitter ?? Jitter.UNSPECIFIED));
+  wrong.check(ok, 'subscription.retry_policy.jitter', 'must be JITTER_FULL or JITTER_NONE, or left out');
 }
 
 /** Whole milliseconds; missing durations become NaN, which no check lets pass. */

@@ -1,14 +1,18 @@
 // Bad input: each has a code of the gRPC canon and a field violation that says what would be right.
 
 import { request as httpRequest } from 'node:http';
+import { connect as connectHttp2 } from 'node:http2';
 import { connect } from 'node:net';
+import { gzipSync } from 'node:zlib';
+import { create } from '@bufbuild/protobuf';
+import { durationFromMs } from '@bufbuild/protobuf/wkt';
 import type { ConnectError } from '@connectrpc/connect';
 import { Code } from '@connectrpc/connect';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { DeadLetterService } from '../../gen/dispatch/v1/dead_letter_service_pb.ts';
 import { EventService } from '../../gen/dispatch/v1/event_service_pb.ts';
 import { PublishService } from '../../gen/dispatch/v1/publish_service_pb.ts';
-import { SubscriptionService } from '../../gen/dispatch/v1/subscription_service_pb.ts';
+import { RetryPolicySchema, SubscriptionService } from '../../gen/dispatch/v1/subscription_service_pb.ts';
 import { BadRequestSchema } from '../../gen/google/rpc/error_details_pb.ts';
 import { grpcCaller } from '../support/clients.ts';
 import { type Clients, newTenant, startTestInstance, type TestInstance } from '../support/instance.ts';
@@ -342,6 +346,58 @@ describe('on the wire', () => {
     caller.close();
   });
 
+  test('nobody’s bytes are decoded before the caller is known: 8 million empty events in 16 KB are UNAUTHENTICATED at once', async () => {
+    const bomb = gzipSync(Buffer.alloc(16_000_000, Buffer.from([0x12, 0x00])));
+    const headers = { authorization: '', 'content-type': 'application/proto', 'content-encoding': 'gzip' };
+    const answer = await post('/dispatch.v1.PublishService/PublishBatch', bomb, headers);
+    expect([answer.status, JSON.parse(answer.body).code]).toEqual([401, 'unauthenticated']);
+    const nobody = grpcCaller(dispatch.grpcPort, undefined);
+    const garbage = Buffer.from([255, 255, 255, 1]);
+    const error = await new Promise<{ code: number }>((done) => {
+      nobody.client.makeUnaryRequest(
+        PUBLISH,
+        (b: Buffer) => b,
+        (b: Buffer) => b,
+        garbage,
+        nobody.metadata,
+        (e) => done(e!),
+      );
+    });
+    expect(error.code).toBe(16); // and not 3: it was not looked at
+    nobody.close();
+  });
+
+  test('1,000 events with one key are one event and 999 duplicates', async () => {
+    const event = { type: 'a', idempotencyKey: 'thousand', body: data };
+    const { results } = await clients.publish.publishBatch({
+      events: Array.from({ length: 1_000 }, () => event),
+    });
+    const ids = results.map(({ result }) =>
+      result.case === 'ok' ? `${result.value.eventId} ${result.value.duplicate}` : 'error',
+    );
+    expect([new Set(ids).size, ids.filter((id) => id.endsWith('true')).length]).toEqual([2, 999]);
+  });
+
+  test('an unknown jitter and a mask of what every object has are refused', async () => {
+    const delays = [durationFromMs(1_000)];
+    const retryPolicy = create(RetryPolicySchema, {
+      schedule: { case: 'list', value: { delays } },
+      jitter: 99 as never,
+    });
+    const caller = grpcCaller(dispatch.grpcPort, key);
+    const subscription = { url: URL_OK, eventTypes: ['a'], retryPolicy };
+    await expect(
+      caller.call(SubscriptionService.method.createSubscription, { subscription }),
+    ).rejects.toMatchObject({ code: 3 });
+    caller.close();
+    const { subscription: made } = await subscribe({});
+    const masked = {
+      subscription: { subscriptionId: made!.subscriptionId },
+      updateMask: { paths: ['constructor'] },
+    };
+    expect((await refusal(clients.subscriptions.updateSubscription(masked))).fields).toEqual(['update_mask']);
+  });
+
   test('protobuf that is none is INVALID_ARGUMENT on both ports', async () => {
     const caller = grpcCaller(dispatch.grpcPort, key);
     const same = (b: Buffer) => b;
@@ -357,6 +413,22 @@ describe('on the wire', () => {
     });
     expect(error.code).toBe(3);
     caller.close();
+    const framed = Buffer.from([0, 0, 0, 0, 4, 255, 255, 255, 1]);
+    const session = connectHttp2(`http://127.0.0.1:${dispatch.httpPort}`);
+    const status = await new Promise((done) => {
+      const stream = session.request({
+        ':method': 'POST',
+        ':path': PUBLISH,
+        authorization: `Bearer ${key}`,
+        'content-type': 'application/grpc',
+      });
+      const told = (headers: object) => 'grpc-status' in headers && done(headers['grpc-status']);
+      stream.on('trailers', told).on('response', told);
+      stream.resume();
+      stream.end(framed);
+    });
+    expect(status).toBe('3');
+    session.close();
     const answer = await post(PUBLISH, Buffer.from([255, 255, 255, 1]), {
       'content-type': 'application/proto',
     });

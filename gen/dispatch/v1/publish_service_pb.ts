@@ -282,7 +282,7 @@ export const PublishService: GenService<{
   },
   /**
    * Publishes up to 1,000 events, with a result for each: a bad event fails
-   * alone. The request may be at most 16 MiB.
+   * alone. The request may be at most 4 MiB.
    *
    * @generated from rpc dispatch.v1.PublishService.PublishBatch
    */
