@@ -1,6 +1,6 @@
 // npm run demo: the main job on one screen. A real dispatch process with its embedded database, a real receiver that
 // verifies signatures, events delivered, one endpoint that fails, is retried, dead-lettered and replayed.
-import { mkdtemp, readFile, rm } from 'node:fs/promises';
+import { mkdtemp, readFile } from 'node:fs/promises';
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
@@ -10,6 +10,7 @@ import { durationFromMs } from '@bufbuild/protobuf/wkt';
 import { Webhook } from 'standardwebhooks';
 import { DeliveryState } from '../gen/dispatch/v1/event_pb.ts';
 import { Jitter } from '../gen/dispatch/v1/subscription_service_pb.ts';
+import { removeEmbedded } from '../src/storage/embedded.ts';
 import { clientsOf } from '../test/support/rpc-clients.ts';
 import { freePort, startChild } from './support/processes.ts';
 
@@ -149,7 +150,7 @@ try {
   bad.close();
 } finally {
   await dispatch[Symbol.asyncDispose]();
-  await rm(dataDir, { recursive: true, force: true });
+  await removeEmbedded(dataDir);
 }
 say('✓ stopped; everything of the demo was removed');
 process.exit(0);

@@ -1,12 +1,12 @@
 // The processes of a benchmark: database, product, receiver and load, each apart, on loopback.
 import { type ChildProcess, spawn } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
-import { mkdtemp, readFile, rm } from 'node:fs/promises';
+import { mkdtemp, readFile } from 'node:fs/promises';
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import pg from 'pg';
-import { startEmbedded } from '../../src/storage/embedded.ts';
+import { removeEmbedded, startEmbedded } from '../../src/storage/embedded.ts';
 
 export const ADMIN_KEY = 'bench-admin-key-0123456789';
 
@@ -58,7 +58,7 @@ export async function startDatabase(): Promise<AsyncDisposable & { readonly url:
     url: embedded.url,
     async [Symbol.asyncDispose]() {
       await embedded[Symbol.asyncDispose]();
-      await rm(dataDir, { recursive: true, force: true });
+      await removeEmbedded(dataDir);
     },
   };
 }

@@ -59,6 +59,12 @@ export async function startEmbedded(options: EmbeddedOptions): Promise<EmbeddedP
   };
 }
 
+/** Removes a data directory and, where its database had to live elsewhere, that too. The server must be stopped. */
+export async function removeEmbedded(dataDir: string): Promise<void> {
+  await rm(outsideOf(join(resolve(dataDir), 'postgres')), { recursive: true, force: true });
+  await rm(dataDir, { recursive: true, force: true });
+}
+
 async function exists(path: string): Promise<boolean> {
   return access(path, constants.F_OK).then(
     () => true,
@@ -76,7 +82,7 @@ async function findPlace(dataDir: string): Promise<Place> {
   }
   const user = { uid: 65_534, gid: 65_534 }; // "nobody": exists everywhere and owns nothing
   await mkdir(home, { recursive: true });
-  const outside = join(OUTSIDE, createHash('sha256').update(home).digest('hex').slice(0, 12));
+  const outside = outsideOf(home);
   const mayEnter = everyoneMayEnter(dirname(home)) && everyoneMayEnter(join(packaged, 'postgres'));
   if (mayEnter && !(await exists(join(outside, 'data')))) {
     chownSync(home, user.uid, user.gid);
@@ -87,6 +93,8 @@ async function findPlace(dataDir: string): Promise<Place> {
 }
 
 const OUTSIDE = '/var/lib/dispatch';
+const outsideOf = (home: string) =>
+  join(OUTSIDE, createHash('sha256').update(home).digest('hex').slice(0, 12));
 type User = { readonly uid: number; readonly gid: number };
 
 /** As root, in a folder that others cannot enter: a copy of the binaries, and the data, under /var/lib/dispatch. */

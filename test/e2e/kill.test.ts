@@ -1,11 +1,12 @@
 // kill -9 of the all-in-one process with its embedded database, and two API with two worker processes. The ledger
 // checker is the judge.
-import { mkdtemp, readFile, rm } from 'node:fs/promises';
+import { mkdtemp, readFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as wait } from 'node:timers/promises';
 import pg from 'pg';
 import { describe, expect, test } from 'vitest';
+import { removeEmbedded } from '../../src/storage/embedded.ts';
 import { cloneDatabase } from '../support/database.ts';
 import { eventually } from '../support/eventually.ts';
 import { ADMIN_KEY, clientsOf, MASTER_KEY } from '../support/instance.ts';
@@ -80,7 +81,7 @@ describe('kill -9', () => {
     expect(verdict).toMatchObject({ acked: 5_000, lost: 0, unexpected: 0, unfinished: 0, missingEvents: 0 });
     await owner.end();
     expect(await dispatch.kill('SIGTERM')).toBe(0);
-    await rm(dataDir, { recursive: true, force: true });
+    await removeEmbedded(dataDir);
   }, 240_000);
 });
 

@@ -9,7 +9,7 @@ import { create } from '@bufbuild/protobuf';
 import { durationFromMs } from '@bufbuild/protobuf/wkt';
 import { describe, expect, test } from 'vitest';
 import { RetryListSchema } from '../../gen/dispatch/v1/subscription_service_pb.ts';
-import { startEmbedded } from '../../src/storage/embedded.ts';
+import { removeEmbedded, startEmbedded } from '../../src/storage/embedded.ts';
 import { migrate } from '../../src/storage/migrate.ts';
 import { cloneDatabase } from '../support/database.ts';
 import { eventually } from '../support/eventually.ts';
@@ -121,7 +121,7 @@ describe('the embedded database', () => {
     const { tenant } = await clientsOf(dispatch.httpPort, key).tenants.getTenant({ tenantId: 'acme' });
     expect(tenant!.tenantId).toBe('acme');
     await dispatch.kill('SIGTERM');
-    await rm(dataDir, { recursive: true });
+    await removeEmbedded(dataDir);
   });
 
   test('works in a folder that other users cannot enter', async () => {
@@ -133,6 +133,7 @@ describe('the embedded database', () => {
     ).toBeGreaterThan(0);
     expect((await migrate(embedded.url, { hashPartitions: 2, partitionDays: 7 })).applied).toEqual([]);
     await embedded[Symbol.asyncDispose]();
+    await removeEmbedded(join(closed, 'data'));
     await rm(closed, { recursive: true });
   });
 

@@ -1,12 +1,12 @@
 // Finds a real PostgreSQL for the service tests, in this order: DISPATCH_TEST_DATABASE_URL, the embedded one, Docker
 // through testcontainers, Debian's package as root. Failing all that, the run fails and says what to do.
 import { execFileSync } from 'node:child_process';
-import { mkdtemp, rm } from 'node:fs/promises';
+import { mkdtemp } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import pg from 'pg';
 import type { TestProject } from 'vitest/node';
-import { startEmbedded } from '../../src/storage/embedded.ts';
+import { removeEmbedded, startEmbedded } from '../../src/storage/embedded.ts';
 import { migrate } from '../../src/storage/migrate.ts';
 
 declare module 'vitest' {
@@ -65,7 +65,7 @@ async function fromEmbedded(): Promise<Server> {
   const embedded = await startEmbedded({ dataDir });
   const stop = async () => {
     await embedded[Symbol.asyncDispose]();
-    await rm(dataDir, { recursive: true, force: true });
+    await removeEmbedded(dataDir);
   };
   return { url: embedded.url, stop };
 }
