@@ -7,7 +7,7 @@ import { PublishService } from '../../gen/dispatch/v1/publish_service_pb.ts';
 import { SubscriptionService } from '../../gen/dispatch/v1/subscription_service_pb.ts';
 import { TenantService } from '../../gen/dispatch/v1/tenant_service_pb.ts';
 import { accessOf } from '../../src/rpc/access.ts';
-import { type GrpcCaller, grpcCaller } from '../support/clients.ts';
+import { connectGrpcClient, type GrpcCaller, grpcCaller } from '../support/clients.ts';
 import { eventually } from '../support/eventually.ts';
 import {
   ADMIN_KEY,
@@ -173,6 +173,26 @@ describe('every tenant-scoped RPC', () => {
     expect(results[0]!.result).toMatchObject({ case: 'error', value: { code: 7 } });
   });
 
+  test('holds for PublishStream: own tenant, another’s, none', async () => {
+    const event = { type: 'a.y', body: { case: 'data' as const, value: {} } };
+    const codeOf = async (key: string, tenantId: string) => {
+      const client = connectGrpcClient(PublishService, dispatch.httpPort, key);
+      const one = async function* () {
+        yield { sequence: 1n, tenantId, event };
+      };
+      for await (const { result } of client.publishStream(one())) {
+        return result?.result.case === 'error' ? result.result.value.code : 0;
+      }
+      return -1;
+    };
+    const { key: ownKey } = await admin.tenants.createApiKey({ tenantId: 'own' });
+    const { key: otherKey } = await admin.tenants.createApiKey({ tenantId: 'other' });
+    expect([await codeOf(ownKey, ''), await codeOf(ownKey, 'own'), await codeOf(ADMIN_KEY, 'own')]).toEqual([
+      0, 0, 0,
+    ]);
+    expect([await codeOf(otherKey, 'own'), await codeOf(ADMIN_KEY, '')]).toEqual([7, 3]);
+  });
+
   test('needs a tenant from a platform key, and a key from everyone', async () => {
     const nobody = grpcCaller(dispatch.grpcPort, undefined);
     const stranger = grpcCaller(dispatch.grpcPort, 'dsp_live_nonsense');
@@ -215,7 +235,7 @@ describe('keys', () => {
     );
     caller.close();
     const { apiKeys } = await admin.tenants.listApiKeys({ tenantId: 'own' });
-    expect(apiKeys).toHaveLength(2);
+    expect(apiKeys).toHaveLength(3);
     expect(JSON.stringify(apiKeys.map((k) => ({ ...k, createTime: 0, revokeTime: 0 })))).not.toContain(
       'dsp_live',
     );
