@@ -9,13 +9,13 @@ export default defineConfig({
         test: {
           name: 'unit',
           include: ['test/**/*.test.ts'],
-          exclude: ['test/e2e/**', 'test/storage/**'],
+          exclude: ['test/e2e/**', 'test/storage/**', 'test/limits/**'],
         },
       },
       {
         test: {
           name: 'service',
-          include: ['test/e2e/**/*.test.ts', 'test/storage/**/*.test.ts'],
+          include: ['test/e2e/**/*.test.ts', 'test/storage/**/*.test.ts', 'test/limits/**/*.test.ts'],
           globalSetup: ['test/support/postgres.ts'],
           testTimeout: 120_000,
           hookTimeout: 120_000,

@@ -1,7 +1,9 @@
 // Configuration: every DISPATCH_* variable, read once. parseConfig is pure; readConfig is the only reader of
 // process.env.
-import { BlockList } from 'node:net';
+import { BlockList, isIP } from 'node:net';
 import { resolve } from 'node:path';
+import { z } from 'zod';
+import { DEFAULT_QUOTA, QUOTA_FIELDS, type Quota, quotaProblem } from './domain/quota.ts';
 import type { MasterKeys } from './domain/sealing.ts';
 
 export const ROLES = ['api', 'worker', 'maintenance'] as const;
@@ -9,6 +11,35 @@ export type Role = (typeof ROLES)[number];
 
 export const LOG_LEVELS = ['trace', 'debug', 'info', 'warn', 'error', 'fatal', 'silent'] as const;
 export type LogLevel = (typeof LOG_LEVELS)[number];
+
+/** Where Redis is. */
+export type RedisTarget = {
+  readonly kind: 'single' | 'sentinel' | 'cluster';
+  readonly nodes: readonly { readonly host: string; readonly port: number }[];
+  readonly tls: boolean;
+  readonly username: string | undefined;
+  readonly password: string | undefined;
+  readonly database: number;
+  /** Of the master, with Sentinel. */
+  readonly name: string;
+};
+
+/** Whose JWTs are accepted, and what their claims mean. */
+export type JwtIssuer = {
+  readonly issuer: string;
+  readonly audience: string;
+  readonly jwksUrl: string;
+  readonly algorithms: readonly string[];
+  readonly tenantClaim: string;
+  readonly roleClaim: string;
+};
+
+/** Certificate files of the servers; the client CA, if given, makes client certificates required. */
+export type TlsFiles = {
+  readonly certFile: string;
+  readonly keyFile: string;
+  readonly clientCaFile: string | undefined;
+};
 
 /** The configuration of a process. Times in ms, sizes in bytes. */
 export type Config = {
@@ -27,6 +58,19 @@ export type Config = {
   readonly masterKeys: MasterKeys;
   /** Addresses that endpoints may have although the guard would refuse them. */
   readonly allowEndpointCidrs: readonly string[];
+  /** Name servers for endpoints' names, as `address` or `address:port`; empty: the system's. */
+  readonly dnsServers: readonly string[];
+  /** Undefined: limits are kept in this process. */
+  readonly redis: RedisTarget | undefined;
+  /** What a tenant may use unless SetQuota says otherwise. */
+  readonly defaultQuota: Quota;
+  readonly jwtIssuers: readonly JwtIssuer[];
+  /** Undefined: the servers speak plain text. */
+  readonly tls: TlsFiles | undefined;
+  /** Open connections of callers, on each port. */
+  readonly maxConnections: number;
+  /** How long the audit log is kept. */
+  readonly auditDays: number;
   readonly logLevel: LogLevel;
   /** HTTP requests to endpoints at once, in each process. */
   readonly maxInFlight: number;
@@ -65,6 +109,15 @@ const KNOWN = [
   'DISPATCH_ADMIN_KEY',
   'DISPATCH_MASTER_KEYS',
   'DISPATCH_ALLOW_ENDPOINT_CIDRS',
+  'DISPATCH_DNS_SERVERS',
+  'DISPATCH_REDIS_URL',
+  'DISPATCH_DEFAULT_QUOTA',
+  'DISPATCH_JWT_ISSUERS',
+  'DISPATCH_TLS_CERT_FILE',
+  'DISPATCH_TLS_KEY_FILE',
+  'DISPATCH_TLS_CLIENT_CA_FILE',
+  'DISPATCH_MAX_CONNECTIONS',
+  'DISPATCH_AUDIT_DAYS',
   'DISPATCH_LOG_LEVEL',
   'DISPATCH_MAX_IN_FLIGHT',
   'DISPATCH_LEASE_SECONDS',
@@ -116,6 +169,13 @@ export function parseConfig(env: Env, cwd: string): ConfigResult {
     adminKey,
     masterKeys,
     allowEndpointCidrs: parseCidrs(text('DISPATCH_ALLOW_ENDPOINT_CIDRS'), problems),
+    dnsServers: parseDnsServers(text('DISPATCH_DNS_SERVERS'), problems),
+    redis: parseRedisUrl(text('DISPATCH_REDIS_URL'), problems),
+    defaultQuota: parseDefaultQuota(text('DISPATCH_DEFAULT_QUOTA'), problems),
+    jwtIssuers: parseJwtIssuers(text('DISPATCH_JWT_ISSUERS'), problems),
+    tls: parseTls(text, cwd, problems),
+    maxConnections: integer('DISPATCH_MAX_CONNECTIONS', 10_000, 1, 1_000_000),
+    auditDays: integer('DISPATCH_AUDIT_DAYS', 365, 1, 3_650),
     logLevel: parseLogLevel(text('DISPATCH_LOG_LEVEL'), problems),
     maxInFlight: integer('DISPATCH_MAX_IN_FLIGHT', 512, 1, 10_000),
     leaseMs: integer('DISPATCH_LEASE_SECONDS', 60, 10, 3_600) * 1000,
@@ -190,4 +250,158 @@ function isCidr(text: string): boolean {
   } catch {
     return false;
   }
+}
+
+function parseDnsServers(value: string | undefined, problems: string[]): readonly string[] {
+  if (value === undefined) return [];
+  const servers = value.split(',').map((s) => s.trim());
+  for (const server of servers) {
+    const match = /^(?:\[([^\]]+)\]|([^:]+)|([0-9a-fA-F:]+))(?::(\d{1,5}))?$/.exec(server);
+    const address = match?.[1] ?? match?.[2] ?? match?.[3] ?? '';
+    if (isIP(address) !== 0 && Number(match?.[4] ?? '53') <= 65_535) continue;
+    problems.push(
+      `DISPATCH_DNS_SERVERS has "${server}"; it must be a comma list such as 10.0.0.2,[fd00::2]:5353`,
+    );
+  }
+  return servers;
+}
+
+const REDIS_SCHEMES: Readonly<Record<string, { readonly tls: boolean; readonly sentinel: boolean }>> = {
+  'redis:': { tls: false, sentinel: false },
+  'rediss:': { tls: true, sentinel: false },
+  'redis+sentinel:': { tls: false, sentinel: true },
+  'rediss+sentinel:': { tls: true, sentinel: true },
+};
+
+/** One URL: a node. A comma list: a cluster. `redis+sentinel://h1,h2:26379/name/0`: Sentinel. */
+function parseRedisUrl(value: string | undefined, problems: string[]): RedisTarget | undefined {
+  if (value === undefined) return undefined;
+  const form =
+    'DISPATCH_REDIS_URL must be redis://[user:password@]host[:port][/db] (rediss:// for TLS), a comma list of such ' +
+    'URLs for a cluster, or redis+sentinel://host[:port],host[:port]/name[/db]';
+  const scheme = REDIS_SCHEMES[/^[a-z+]+:/.exec(value)?.[0] ?? ''];
+  const bad = (): undefined => void problems.push(form);
+  if (scheme === undefined) return bad();
+  const urls = scheme.sentinel ? sentinelUrls(value) : value.split(',').map((part) => part.trim());
+  const first = URL.parse(urls[0] ?? '');
+  const nodes: { host: string; port: number }[] = [];
+  for (const text of urls) {
+    const url = URL.parse(text);
+    if (url === null || url.hostname === '' || url.protocol !== first?.protocol) return bad();
+    const port = url.port === '' ? (scheme.sentinel ? 26_379 : 6_379) : Number(url.port);
+    nodes.push({ host: url.hostname.replace(/^\[|\]$/g, ''), port });
+  }
+  const segments = first!.pathname.split('/').filter((s) => s !== '');
+  const name = scheme.sentinel ? (segments.shift() ?? '') : '';
+  const database = Number(segments[0] ?? '0');
+  if (segments.length > 1 || !Number.isInteger(database) || database < 0) return bad();
+  if (scheme.sentinel && name === '') return bad();
+  if (nodes.length > 1 && !scheme.sentinel && database !== 0) return bad();
+  const decoded = (part: string) => (part === '' ? undefined : decodeURIComponent(part));
+  return {
+    kind: scheme.sentinel ? 'sentinel' : nodes.length > 1 ? 'cluster' : 'single',
+    nodes,
+    tls: scheme.tls,
+    username: decoded(first!.username),
+    password: decoded(first!.password),
+    database,
+    name,
+  };
+}
+
+/** The hosts of a Sentinel URL as URLs of their own, the path on the first. */
+function sentinelUrls(value: string): string[] {
+  const match = /^([a-z+]+:)\/\/(?:([^@/]*)@)?([^/]*)(\/.*)?$/.exec(value);
+  if (match === null) return [];
+  const [, scheme, userinfo, hosts = '', path = ''] = match;
+  const auth = userinfo === undefined ? '' : `${userinfo}@`;
+  return hosts.split(',').map((host) => `${scheme}//${auth}${host.trim()}${path}`);
+}
+
+function parseJson<T>(name: string, value: string, schema: z.ZodType<T>, problems: string[]): T | undefined {
+  let json: unknown;
+  try {
+    json = JSON.parse(value);
+  } catch {
+    problems.push(`${name} is not valid JSON`);
+    return undefined;
+  }
+  const parsed = schema.safeParse(json);
+  if (parsed.success) return parsed.data;
+  for (const issue of parsed.error.issues) {
+    problems.push(`${name}: ${issue.path.join('.') || 'it'}: ${issue.message}`);
+  }
+  return undefined;
+}
+
+/** JSON with fields of Quota, e.g. {"publishPerSecond": 500, "eventsPerDay": 1000000}; over DEFAULT_QUOTA. */
+function parseDefaultQuota(value: string | undefined, problems: string[]): Quota {
+  if (value === undefined) return DEFAULT_QUOTA;
+  const name = 'DISPATCH_DEFAULT_QUOTA';
+  const given = parseJson(name, value, z.record(z.string(), z.unknown()), problems);
+  if (given === undefined) return DEFAULT_QUOTA;
+  for (const [field, own] of Object.entries(given)) {
+    const known = QUOTA_FIELDS.find((f) => f === field);
+    const problem =
+      known === undefined ? `is not a quota; there are ${QUOTA_FIELDS.join(', ')}` : quotaProblem(known, own);
+    if (problem !== undefined) problems.push(`${name}: ${field} ${problem}`);
+  }
+  return { ...DEFAULT_QUOTA, ...(given as Partial<Quota>) };
+}
+
+const ASYMMETRIC = [
+  'RS256',
+  'RS384',
+  'RS512',
+  'PS256',
+  'PS384',
+  'PS512',
+  'ES256',
+  'ES384',
+  'ES512',
+  'EdDSA',
+  'Ed25519',
+];
+
+const jwtIssuers = z.array(
+  z.strictObject({
+    issuer: z.string().min(1),
+    audience: z.string().min(1),
+    jwksUrl: z.url({ protocol: /^https?$/ }),
+    algorithms: z
+      .array(
+        z.enum(ASYMMETRIC as [string, ...string[]], { error: `must be one of ${ASYMMETRIC.join(', ')}` }),
+      )
+      .min(1)
+      .default(['RS256', 'ES256', 'EdDSA']),
+    tenantClaim: z.string().min(1).default('tenant_id'),
+    roleClaim: z.string().min(1).default('role'),
+  }),
+);
+
+/** JSON list: issuer, audience, jwksUrl, algorithms, tenantClaim, roleClaim. */
+function parseJwtIssuers(value: string | undefined, problems: string[]): readonly JwtIssuer[] {
+  if (value === undefined) return [];
+  const issuers = parseJson('DISPATCH_JWT_ISSUERS', value, jwtIssuers, problems) ?? [];
+  if (new Set(issuers.map((i) => i.issuer)).size !== issuers.length) {
+    problems.push('DISPATCH_JWT_ISSUERS names an issuer twice');
+  }
+  return issuers;
+}
+
+function parseTls(
+  text: (name: string) => string | undefined,
+  cwd: string,
+  problems: string[],
+): TlsFiles | undefined {
+  const cert = text('DISPATCH_TLS_CERT_FILE');
+  const key = text('DISPATCH_TLS_KEY_FILE');
+  const ca = text('DISPATCH_TLS_CLIENT_CA_FILE');
+  if (cert === undefined && key === undefined && ca === undefined) return undefined;
+  if (cert === undefined || key === undefined) {
+    problems.push('DISPATCH_TLS_CERT_FILE and DISPATCH_TLS_KEY_FILE must be given together');
+    return undefined;
+  }
+  const clientCaFile = ca === undefined ? undefined : resolve(cwd, ca);
+  return { certFile: resolve(cwd, cert), keyFile: resolve(cwd, key), clientCaFile };
 }

@@ -27,7 +27,17 @@ export type ErrorDetails = {
   readonly reason?: string;
   /** When trying again makes sense; becomes google.rpc.RetryInfo. Milliseconds. */
   readonly retryAfterMs?: number;
+  /** Which quota was exceeded; becomes google.rpc.QuotaFailure. */
+  readonly quota?: QuotaRefusal;
   readonly cause?: unknown;
+};
+
+/** A quota by its name in the contract (`events_per_day`), its limit, and what is used of it. */
+export type QuotaRefusal = {
+  readonly tenantId: string;
+  readonly quota: string;
+  readonly limit: number;
+  readonly used: number;
 };
 
 /** A refusal that a caller may see: says what was wrong and what would be right. */
@@ -37,6 +47,7 @@ export class DispatchError extends Error {
   readonly violations: readonly FieldViolation[];
   readonly reason: string | undefined;
   readonly retryAfterMs: number | undefined;
+  readonly quota: QuotaRefusal | undefined;
 
   constructor(code: ErrorCode, message: string, details: ErrorDetails = {}) {
     super(message, details.cause === undefined ? undefined : { cause: details.cause });
@@ -44,6 +55,7 @@ export class DispatchError extends Error {
     this.violations = details.violations ?? [];
     this.reason = details.reason;
     this.retryAfterMs = details.retryAfterMs;
+    this.quota = details.quota;
   }
 }
 

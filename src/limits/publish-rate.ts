@@ -1,0 +1,59 @@
+// Publish rates: token buckets of tenants, leased to this instance in blocks, so that publishing seldom waits for the
+// shared store.
+import { tokenBucket } from '../domain/bucket.ts';
+import type { TenantId } from '../domain/ids.ts';
+import { burstOf, type Quota } from '../domain/quota.ts';
+import type { LimitStore } from './store.ts';
+
+/** A leased token is good for this long. */
+const BLOCK_MS = 500;
+const MAX_TENANTS = 10_000;
+
+type Block = { tokens: number; readonly untilMs: number };
+
+export type PublishRate = {
+  /** Takes up to `count` tokens of a tenant; fewer if it has no more. `waitMs`: until the next one. */
+  readonly take: (
+    tenantId: TenantId,
+    quota: Quota,
+    count: number,
+  ) => Promise<{ readonly granted: number; readonly waitMs: number }>;
+};
+
+/** `now` is monotonic, in ms. */
+export function createPublishRate(store: Pick<LimitStore, 'take'>, now: () => number): PublishRate {
+  const blocks = new Map<TenantId, Block>();
+  return {
+    async take(tenantId, quota, count) {
+      const nowMs = now();
+      const known = blocks.get(tenantId);
+      const left = known !== undefined && known.untilMs > nowMs ? known.tokens : 0;
+      if (known !== undefined && left >= count) {
+        known.tokens -= count;
+        return { granted: count, waitMs: 0 };
+      }
+      if (known !== undefined && known.tokens === 0 && known.untilMs > nowMs) {
+        // The store had nothing a moment ago: a caller that keeps trying costs no call.
+        return { granted: 0, waitMs: known.untilMs - nowMs };
+      }
+      if (known !== undefined) known.tokens = 0;
+      const block = Math.max(1, Math.floor(Math.min(quota.publishPerSecond / 20, burstOf(quota) / 8)));
+      const spec = tokenBucket(quota.publishPerSecond, burstOf(quota));
+      const { granted, waitUs } = await store.take(
+        { tenantId, kind: 'publish' },
+        spec,
+        count - left + block - 1,
+      );
+      const have = left + granted;
+      const used = Math.min(count, have);
+      const waitMs = used < count ? Math.max(waitUs / 1000, 1) : 0;
+      if (blocks.size >= MAX_TENANTS) blocks.clear();
+      const untilMs = used < count ? nowMs + Math.min(waitMs, BLOCK_MS) : nowMs + BLOCK_MS;
+      // Another commit may have leased a block meanwhile: what it has left is good.
+      const other = blocks.get(tenantId);
+      const more = other !== undefined && other !== known && other.untilMs > nowMs ? other.tokens : 0;
+      blocks.set(tenantId, { tokens: have - used + more, untilMs });
+      return { granted: used, waitMs };
+    },
+  };
+}
