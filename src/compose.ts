@@ -1,14 +1,26 @@
 // The composition root: every long-lived thing is built here once, from configuration, and disposed of in reverse.
 import { randomBytes, randomUUID } from 'node:crypto';
 import type { Config } from './config.ts';
+import { createGates } from './delivery/gates.ts';
 import { createRecorder } from './delivery/recorder.ts';
+import { createTestDelivery } from './delivery/test-delivery.ts';
 import { createWorker, type Worker } from './delivery/worker.ts';
-import { createIdSource, type SubscriptionId, type TenantId } from './domain/ids.ts';
-import { createAddressGuard } from './egress/guard.ts';
+import { ITSELF, PLATFORM } from './domain/audit.ts';
+import { createIdSource, type IdSource, type SubscriptionId, type TenantId } from './domain/ids.ts';
+import { type Authorizer, createAuthorizer } from './egress/authorization.ts';
+import { createConnect } from './egress/connector.ts';
+import { createFetcher, type Fetcher } from './egress/fetcher.ts';
+import { type AddressGuard, createAddressGuard } from './egress/guard.ts';
+import { createResolver } from './egress/resolver.ts';
 import { createSender, type Sender } from './egress/sender.ts';
+import { createBreakers } from './limits/breakers.ts';
+import { createPublishRate } from './limits/publish-rate.ts';
+import { connectRedis } from './limits/redis-client.ts';
+import { createSharedLimits, type SharedLimits } from './limits/shared-limits.ts';
 import { createHistoryTasks } from './maintenance/history.ts';
 import { createMaintenance, type Maintenance } from './maintenance/maintenance.ts';
 import { createPurgeTasks } from './maintenance/purge.ts';
+import { createAdmission } from './publishing/admission.ts';
 import { createGroupCommit, type GroupCommit } from './publishing/group-commit.ts';
 import { runReplaysOnce } from './publishing/replay.ts';
 import { createAuthenticate } from './rpc/authentication.ts';
@@ -16,22 +28,29 @@ import { createCallPath } from './rpc/call-path.ts';
 import { type Page, startConnectServer } from './rpc/connect-server.ts';
 import { createDeadLetterService } from './rpc/dead-letter-service.ts';
 import { createEventService } from './rpc/event-service.ts';
-import { type RpcServer, startGrpcServer } from './rpc/grpc-server.ts';
+import { type RpcServer, type ServerAddress, startGrpcServer } from './rpc/grpc-server.ts';
+import { createJwtVerifier } from './rpc/jwt.ts';
 import { createPublishService } from './rpc/publish-service.ts';
+import { createRefusalLog } from './rpc/refusal-log.ts';
 import { createSubscriptionService } from './rpc/subscription-service.ts';
 import { createTenantService } from './rpc/tenant-service.ts';
-import { findLiveKey } from './storage/api-keys.ts';
+import { findKey, noteKeyUse } from './storage/api-keys.ts';
+import { pruneAudit, writeAudit } from './storage/audit.ts';
+import { writeBreaker } from './storage/breakers.ts';
 import { claim, positionAfter, WALK_START, walkQueues } from './storage/claims.ts';
 import { asOwner, type Database, databaseUnavailable, openDatabase } from './storage/database.ts';
 import { runningReplays, stepReplay } from './storage/dead-letters.ts';
-import { ingest } from './storage/ingest.ts';
+import { ingest, ingestNearLimit } from './storage/ingest.ts';
+import { beat, HEARTBEAT_MS, leave, type Standings } from './storage/instances.ts';
 import { stopLeading, tryLead } from './storage/leaders.ts';
 import { dropHistory, ensurePartitions } from './storage/partitions.ts';
 import * as purges from './storage/purges.ts';
 import { writeRecords } from './storage/records.ts';
-import { assertMasterKeys } from './storage/secret-keys.ts';
+import { assertMasterKeys, rewrapSecrets } from './storage/secret-keys.ts';
 import { setSubscriptionState } from './storage/subscriptions.ts';
-import { createTenantConfigs, type TenantConfigs } from './storage/tenant-configs.ts';
+import { createTenantConfigs, type Target, type TenantConfigs } from './storage/tenant-configs.ts';
+import { shorterHistories } from './storage/tenants.ts';
+import { countBacklog, foldUsage, takeUsageSlot } from './storage/usage.ts';
 import { createNotifier, listen, type Notifier } from './storage/wakeups.ts';
 import type { Log } from './telemetry/logger.ts';
 import { createMetrics, type Metrics } from './telemetry/metrics.ts';
@@ -73,23 +92,43 @@ export async function startInstance(ready: Ready): Promise<Instance> {
     }));
     await assertMasterKeys(db, ready.masterKeys);
     const monotonic = () => performance.now();
-    const configs = createTenantConfigs(db, ready.masterKeys, monotonic, (error) =>
+    const configs = createTenantConfigs(db, ready.masterKeys, config.defaultQuota, monotonic, (error) =>
       log.error(error, 'tenant configurations could not be checked'),
     );
     const notifier = createNotifier(db.engine, (error) =>
       log.warn({ error: String(error) }, 'a wake-up was not sent'),
     );
     stack.use(notifier);
-    const shared: Shared = { ...ready, db, configs, notifier, metrics, monotonic, changed: () => {} };
-    const sender = roles.has('worker')
-      ? stack.use(createSender(createAddressGuard(config.allowEndpointCidrs), monotonic))
-      : undefined;
+    const instanceId = randomUUID();
+    const standings = await startHeartbeat(db, instanceId, config, log, stack);
+    const limits = startLimits(config, standings, log, stack);
+    metrics.observeLimits(() => limits.health());
+    const guard = createAddressGuard(config.allowEndpointCidrs);
+    const connect = createConnect(guard, createResolver(config.dnsServers));
+    const fetcher = createFetcher(connect);
+    const sender = stack.use(createSender(connect, monotonic));
+    const authorizer = createAuthorizer(fetcher, monotonic);
+    const egress = { guard, fetcher, sender, authorizer };
+    const ids = createIdSource(Date.now, randomBytes);
+    const base = {
+      ...ready,
+      db,
+      configs,
+      notifier,
+      metrics,
+      monotonic,
+      instanceId,
+      standings,
+      limits,
+      egress,
+      ids,
+    };
     const changed = (tenantId: TenantId) => {
       configs.forget(tenantId);
       notifier.changed(tenantId);
     };
-    const all: Shared = { ...shared, changed };
-    const worker = sender === undefined ? undefined : startWorker(all, sender);
+    const all: Shared = { ...base, changed };
+    const worker = roles.has('worker') ? startWorker(all) : undefined;
     if (worker !== undefined) stack.defer(() => worker.stop(config.shutdownGraceMs));
     const maintenance = roles.has('maintenance') ? startMaintenance(all, worker) : undefined;
     if (maintenance !== undefined) stack.defer(maintenance.stop);
@@ -123,13 +162,112 @@ type Shared = Ready & {
   readonly notifier: Notifier;
   readonly metrics: Metrics;
   readonly monotonic: () => number;
+  /** This process among all, for a while: new at each start. */
+  readonly instanceId: string;
+  readonly standings: () => Standings;
+  readonly limits: SharedLimits;
+  readonly egress: Egress;
+  readonly ids: IdSource;
   /** Tells every instance, this one at once, that a tenant or its subscriptions changed. */
   readonly changed: (tenantId: TenantId) => void;
 };
 
-function startWorker(shared: Shared, sender: Sender): Worker {
+/** Everything that goes out to addresses that tenants or configuration name. */
+type Egress = {
+  readonly guard: AddressGuard;
+  readonly fetcher: Fetcher;
+  readonly sender: Sender;
+  readonly authorizer: Authorizer;
+};
+
+/** Says every 5 s that this instance is alive, and keeps what it hears of the others. */
+async function startHeartbeat(
+  db: Database,
+  instanceId: string,
+  { roles }: Config,
+  log: Log,
+  stack: AsyncDisposableStack,
+): Promise<() => Standings> {
+  let standings = await beat(db, instanceId, roles);
+  let beating = Promise.resolve();
+  const timer = setInterval(() => {
+    beating = beat(db, instanceId, roles).then(
+      (heard) => {
+        standings = heard;
+      },
+      (error) => log.warn({ error: String(error) }, 'a heartbeat was not written; the last one counts'),
+    );
+  }, HEARTBEAT_MS);
+  stack.defer(async () => {
+    clearInterval(timer);
+    await beating;
+    await leave(db, instanceId).catch((error) => log.warn({ error: String(error) }, 'not signed off'));
+  });
+  return () => standings;
+}
+
+function startLimits(
+  config: Config,
+  standings: () => Standings,
+  log: Log,
+  stack: AsyncDisposableStack,
+): SharedLimits {
+  const share = (kind: 'publish' | 'deliver') =>
+    1 / (kind === 'publish' ? standings().api : standings().worker).count;
+  if (config.redis === undefined) return createSharedLimits(undefined, share);
+  const client = stack.use(
+    connectRedis(config.redis, (isUp, error) => {
+      if (isUp) log.info({}, 'Redis is there: limits are shared');
+      else log.warn({ error: String(error) }, 'Redis is away: limits are kept by each instance');
+    }),
+  );
+  return createSharedLimits(client, share);
+}
+
+/** The authorization header of a target's attempts. */
+const authorizationOf =
+  ({ authorizer }: Egress) =>
+  (target: Target) =>
+    target.credentials.auth === undefined
+      ? undefined
+      : authorizer.of(target.subscriptionId, target.credentials.auth);
+
+/** Exceptions from the guard are exceptions from https, too. */
+const mayBePlainHttp =
+  ({ guard }: Egress) =>
+  (origin: string) =>
+    guard.urlProblem(new URL(origin), false) === undefined;
+
+function startWorker(shared: Shared): Worker {
   let worker: Worker | undefined;
-  const { config, db, configs, log, metrics, monotonic } = shared;
+  const { config, db, configs, log, metrics, monotonic, limits, egress } = shared;
+  const breakers = createBreakers({
+    store: limits,
+    holder: shared.instanceId,
+    probeLeaseMs: config.leaseMs,
+    now: monotonic,
+    onTransition: (tenantId, subscriptionId, view) => {
+      const { phase, reason, openCount, openForMs } = view;
+      metrics.breakerChanged(phase);
+      log.info({ tenantId, subscriptionId, phase, reason, openForMs }, 'a breaker changed');
+      if (phase === 'half_open') return;
+      writeBreaker(db, tenantId, subscriptionId, { phase, reason, openCount, openForMs }).then(
+        () => shared.changed(tenantId),
+        (error) => log.error(error, 'a breaker’s state could not be written'),
+      );
+    },
+    onReady: (tenantId, subscriptionId) => worker?.poke([{ tenantId, subscriptionId }]),
+    onError: (error) => log.error(error, 'a breaker failed'),
+  });
+  const gates = createGates({
+    store: limits,
+    breakers,
+    standing: () => shared.standings().worker,
+    peek: configs.peek,
+    now: monotonic,
+    onRelease: (tenantId, subscriptionId) => worker?.release(tenantId, subscriptionId),
+    onError: (error) => log.error(error, 'a limit failed'),
+  });
   const recorder = createRecorder({
     write: (records) => writeRecords(db.engine, records),
     leaseMs: config.leaseMs,
@@ -147,10 +285,22 @@ function startWorker(shared: Shared, sender: Sender): Worker {
     walkStart: WALK_START,
     claim: (queues) => claim(db.engine, queues, randomBytes(16), config.leaseMs, monotonic()),
     configs,
-    send: sender.send,
+    send: egress.sender.send,
     recorder,
+    gates,
+    authorization: authorizationOf(egress),
+    unauthorized: ({ subscriptionId, credentials }) => {
+      if (credentials.auth !== undefined) egress.authorizer.refused(subscriptionId, credentials.auth);
+    },
+    mayBePlainHttp: mayBePlainHttp(egress),
     disable: async (tenantId, subscriptionId, reason) => {
-      await setSubscriptionState(db, tenantId, subscriptionId, 'disabled', reason);
+      const change = {
+        ...ITSELF,
+        action: 'subscription.disable',
+        resource: subscriptionId,
+        detail: { reason },
+      };
+      await setSubscriptionState(db.audited(change), tenantId, subscriptionId, 'disabled', reason);
       shared.changed(tenantId);
     },
     maxInFlight: config.maxInFlight,
@@ -170,7 +320,7 @@ function startWorker(shared: Shared, sender: Sender): Worker {
     queueDepth: created.waitingCount,
     inFlight: created.inFlightCount,
     recordBacklog: recorder.backlog,
-    endpointPools: sender.poolCount,
+    endpointPools: egress.sender.poolCount,
   });
   worker = created;
   return created;
@@ -196,8 +346,18 @@ function startMaintenance(shared: Shared, worker: Worker | undefined): Maintenan
       deletedSubscriptions: () => purges.deletedSubscriptions(db),
       purgeSubscription: (tenantId, uuid) => purges.purgeSubscription(db, tenantId, uuid),
       deletingTenants: () => purges.deletingTenants(db),
-      purgeTenant: (tenantId) => purges.purgeTenant(db, tenantId),
+      purgeTenant: async (tenantId) => {
+        const count = await purges.purgeTenant(db, tenantId);
+        if (count === 0) return 0;
+        const isLast = (await purges.deletingTenants(db)).every((id) => id !== tenantId);
+        const change = { ...ITSELF, action: 'tenant.purge', resource: tenantId, detail: {} };
+        if (isLast) await writeAudit(db, PLATFORM, shared.ids.next('aud'), change);
+        return count;
+      },
       purgeIdempotencyKeys: () => purges.purgeIdempotencyKeys(db),
+      foldUsage: () => foldUsage(db),
+      rewrapSecrets: () => rewrapSecrets(db, shared.masterKeys, randomBytes),
+      pruneAudit: () => pruneAudit(db.ownerUrl, config.auditDays),
     }),
     history: createHistoryTasks({
       makePartitions: () => asOwner(db.ownerUrl, ensurePartitions),
@@ -205,6 +365,8 @@ function startMaintenance(shared: Shared, worker: Worker | undefined): Maintenan
       purgeBefore: (beforeMs) => purges.purgeBefore(db, beforeMs),
       expireDeliveries: (beforeMs) => purges.expireDeliveries(db, beforeMs),
       databaseNowMs: () => purges.databaseNowMs(db),
+      shorterHistories: () => shorterHistories(db, config.defaultQuota.historyDays),
+      purgeHistoryOf: (tenantId, beforeMs) => purges.purgeHistoryOf(db, tenantId, beforeMs),
       historyDays: config.historyDays,
     }),
     onDone: (kind, count) => {
@@ -215,10 +377,18 @@ function startMaintenance(shared: Shared, worker: Worker | undefined): Maintenan
   });
 }
 
-function startGroupCommit(shared: Shared, worker: Worker | undefined): GroupCommit {
-  const { config, db, configs, notifier, log, metrics } = shared;
+async function startGroupCommit(shared: Shared, worker: Worker | undefined): Promise<GroupCommit> {
+  const { config, db, configs, notifier, log, metrics, monotonic } = shared;
   return createGroupCommit({
     ingest: (batch) => ingest(db.engine, batch),
+    ingestNearLimit: (batch) => ingestNearLimit(db.engine, batch),
+    admission: createAdmission({
+      rate: createPublishRate(shared.limits, monotonic),
+      countBacklog: (tenantId, upTo) => countBacklog(db, tenantId, upTo),
+      now: monotonic,
+      onError: (error) => log.warn({ error: String(error) }, 'a backlog could not be counted'),
+    }),
+    usageSlot: await takeUsageSlot(db),
     configs,
     localWorker: worker,
     ready: (queues) => {
@@ -226,7 +396,7 @@ function startGroupCommit(shared: Shared, worker: Worker | undefined): GroupComm
       worker?.poke(list);
       notifier.ready(list);
     },
-    ids: createIdSource(Date.now, randomBytes),
+    ids: shared.ids,
     randomBytes,
     leaseMs: config.leaseMs,
     unavailable: databaseUnavailable,
@@ -240,29 +410,79 @@ async function startApi(
   worker: Worker | undefined,
   stack: AsyncDisposableStack,
 ): Promise<{ httpPort: number; grpcPort: number }> {
-  const { config, db, notifier, log, metrics, monotonic, changed } = shared;
-  const groupCommit = startGroupCommit(shared, worker);
+  const { config, db, notifier, log, metrics, monotonic, changed, egress, ids } = shared;
+  const { guard } = egress;
+  const groupCommit = await startGroupCommit(shared, worker);
   stack.defer(groupCommit.idle);
-  const ids = createIdSource(Date.now, randomBytes);
   const ready = (tenantId: TenantId, subscriptionId: SubscriptionId) => {
     const queues = [{ tenantId, subscriptionId }];
     worker?.poke(queues);
     notifier.ready(queues);
   };
-  const guard = createAddressGuard(config.allowEndpointCidrs);
+  for (const { jwksUrl } of config.jwtIssuers) {
+    const problem = guard.urlProblem(new URL(jwksUrl), false);
+    if (problem !== undefined) throw new Error(`DISPATCH_JWT_ISSUERS: jwksUrl ${jwksUrl} ${problem}`);
+  }
+  const refusals = createRefusalLog((refusal, count) => {
+    const { tenantId, actor, address, action, detail } = refusal;
+    const change = { actor, address, action, resource: '', detail: { ...detail, count } };
+    return writeAudit(db, tenantId, ids.next('aud'), change).catch((error) =>
+      log.warn({ error: String(error) }, 'refusals could not be written to the audit log'),
+    );
+  });
+  stack.defer(refusals.flush);
+  const test = createTestDelivery({
+    reload: shared.configs.reload,
+    send: egress.sender.send,
+    authorization: authorizationOf(egress),
+    mayBePlainHttp: mayBePlainHttp(egress),
+    ids,
+    userAgent: `dispatch/${shared.version}`,
+    now: Date.now,
+    monotonic,
+  });
+  const { masterKeys } = shared;
+  const { defaultQuota, historyDays } = config;
   const services = [
     createPublishService({ groupCommit, now: Date.now, onOutcome: metrics.published }),
-    createSubscriptionService({ db, guard, masterKeys: shared.masterKeys, ids, randomBytes, changed, ready }),
+    createSubscriptionService({
+      db,
+      guard,
+      masterKeys,
+      defaultQuota,
+      ids,
+      randomBytes,
+      now: Date.now,
+      changed,
+      ready,
+      test,
+    }),
     createEventService({ db, ready }),
     createDeadLetterService({ db, ids, ready, changed }),
-    createTenantService({ db, ids, randomBytes, now: Date.now, changed }),
+    createTenantService({ db, ids, randomBytes, defaultQuota, historyDays, now: Date.now, changed }),
   ];
   const path = createCallPath({
     authenticate: createAuthenticate({
       adminKey: shared.adminKey,
-      findLiveKey: (keyId) => findLiveKey(db, keyId),
+      findKey: (keyId) => findKey(db, keyId),
+      noteUse: (keyId) => {
+        noteKeyUse(db, keyId).catch((error) =>
+          log.warn({ error: String(error) }, 'a key’s use was not noted'),
+        );
+      },
+      verifyJwt: createJwtVerifier(config.jwtIssuers, egress.fetcher, Date.now),
+      onRefused: ({ tenantId, actor, address, reason }) => {
+        metrics.refused(reason);
+        refusals.add({ tenantId, actor, address, action: 'credential.refused', detail: { reason } });
+      },
+      refusalsPerMinute: config.refusalsPerMinute,
       now: monotonic,
     }),
+    onDenied: ({ tenantId, actor }, method, address, reason) => {
+      metrics.refused('permission_denied');
+      const detail = { method, reason };
+      refusals.add({ tenantId: tenantId ?? PLATFORM, actor, address, action: 'permission.denied', detail });
+    },
     unavailable: databaseUnavailable,
     now: monotonic,
     onCall: (method, error, seconds, tenantId) => {
@@ -276,23 +496,31 @@ async function startApi(
     },
   });
   const closeBoth = (server: RpcServer) => stack.defer(() => server.close(config.shutdownGraceMs));
-  const http = await startConnectServer(services, path, pages(db, metrics), {
+  const address = (port: number): ServerAddress => ({
     host: config.host,
-    port: config.httpPort,
+    port,
+    maxConnections: config.maxConnections,
+    tls: config.tls,
+    onReload: (error) => {
+      if (error === undefined) log.info({ port }, 'new certificates are in use');
+      else log.error(error, 'new certificates could not be used; the old ones go on', { port });
+    },
   });
+  const http = await startConnectServer(services, path, pages(shared), address(config.httpPort));
   closeBoth(http);
-  const grpc = await startGrpcServer(services, path, { host: config.host, port: config.grpcPort });
+  const grpc = await startGrpcServer(services, path, address(config.grpcPort));
   closeBoth(grpc);
   return { httpPort: http.port, grpcPort: grpc.port };
 }
 
-function pages(db: Database, metrics: Metrics): Readonly<Record<string, Page>> {
+function pages({ db, metrics, limits }: Shared): Readonly<Record<string, Page>> {
   const text = (status: number, body: string) => ({ status, contentType: 'text/plain', body: `${body}\n` });
   return {
     '/healthz': async () => text(200, 'ok'),
     '/readyz': () =>
       db.engine.query({ name: 'ready', text: 'SELECT 1' }).then(
-        () => text(200, 'ready'),
+        () =>
+          text(200, limits.health() === 'degraded' ? 'degraded: Redis is away, limits are local' : 'ready'),
         () => text(503, 'the database is not available'),
       ),
     '/metrics': async () => ({

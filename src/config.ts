@@ -69,6 +69,8 @@ export type Config = {
   readonly tls: TlsFiles | undefined;
   /** Open connections of callers, on each port. */
   readonly maxConnections: number;
+  /** Credentials that one address may have refused a minute before it has to wait. */
+  readonly refusalsPerMinute: number;
   /** How long the audit log is kept. */
   readonly auditDays: number;
   readonly logLevel: LogLevel;
@@ -118,6 +120,7 @@ const KNOWN = [
   'DISPATCH_TLS_CLIENT_CA_FILE',
   'DISPATCH_MAX_CONNECTIONS',
   'DISPATCH_AUDIT_DAYS',
+  'DISPATCH_REFUSALS_PER_MINUTE',
   'DISPATCH_LOG_LEVEL',
   'DISPATCH_MAX_IN_FLIGHT',
   'DISPATCH_LEASE_SECONDS',
@@ -175,6 +178,7 @@ export function parseConfig(env: Env, cwd: string): ConfigResult {
     jwtIssuers: parseJwtIssuers(text('DISPATCH_JWT_ISSUERS'), problems),
     tls: parseTls(text, cwd, problems),
     maxConnections: integer('DISPATCH_MAX_CONNECTIONS', 10_000, 1, 1_000_000),
+    refusalsPerMinute: integer('DISPATCH_REFUSALS_PER_MINUTE', 60, 1, 1_000_000),
     auditDays: integer('DISPATCH_AUDIT_DAYS', 365, 1, 3_650),
     logLevel: parseLogLevel(text('DISPATCH_LOG_LEVEL'), problems),
     maxInFlight: integer('DISPATCH_MAX_IN_FLIGHT', 512, 1, 10_000),

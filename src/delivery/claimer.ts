@@ -10,11 +10,18 @@ export type ClaimerDeps = {
   readonly positionAfter: (queue: QueueKey) => WalkPosition;
   readonly walkStart: WalkPosition;
   readonly room: (tenantId: TenantId, subscriptionId: SubscriptionId) => number;
+  /** Deliveries of a queue that wait in this process. */
+  readonly waiting: (tenantId: TenantId, subscriptionId: SubscriptionId) => number;
   readonly totalRoom: () => number;
   /** Room for fewer than this is not worth a claim. */
   readonly worthwhile: number;
-  /** Whether deliveries of this queue may go out: tenant and subscription are active. */
-  readonly isOpen: (queue: QueueKey) => Promise<boolean>;
+  /**
+   * How many deliveries of this queue may wait here: 0 while it is paused, suspended or its breaker is open; 1 for a
+   * probe; a few for one that is limited.
+   */
+  readonly waitingCap: (queue: QueueKey) => Promise<number>;
+  /** A claim brought nothing of a queue. */
+  readonly foundNothing: (queue: QueueKey) => void;
   readonly accept: (deliveries: readonly ClaimedDelivery[]) => void;
   readonly withoutEvent: (claims: Claimed['withoutEvent']) => void;
   /** Whether results can still be recorded: no claims while the database does not take them. */
@@ -104,6 +111,7 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
       }
       for (const queue of wanted) {
         const key = keyOf(queue);
+        if (!counts.has(key)) deps.foundNothing(queue);
         // A queue that was said to be due while it was claimed from may hold what the claim did not see.
         if ((counts.get(key) ?? 0) < queue.room && !poked.has(key)) due.delete(key);
       }
@@ -135,13 +143,15 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
     let left = Math.min(MAX_CLAIM_OF_ALL, deps.totalRoom());
     for (const [key, queue] of due) {
       if (left <= 0) break;
-      if (!(await deps.isOpen(queue))) {
+      const cap = await deps.waitingCap(queue);
+      if (cap === 0) {
         due.delete(key);
         continue;
       }
-      const room = deps.room(queue.tenantId, queue.subscriptionId);
-      if (room < deps.worthwhile) continue;
       const { tenantId, subscriptionId } = queue;
+      const free = cap - deps.waiting(tenantId, subscriptionId);
+      const room = Math.min(deps.room(tenantId, subscriptionId), free);
+      if (room < Math.min(deps.worthwhile, Math.ceil(cap / 4))) continue;
       const share = Math.min(MAX_CLAIM, room, left);
       wanted.push({ tenantId, subscriptionId, room: share });
       left -= share;

@@ -33,6 +33,27 @@ export function limitsFor(maxInFlight: number): SchedulerLimits {
   };
 }
 
+/**
+ * Whether the first of a queue may go: `go`; `hold` it for a time, or its whole tenant; `full`, until one of the queue's
+ * (or tenant's) in flight has ended; `drop` what waits: its leases run out by themselves.
+ */
+export type Admission =
+  | 'go'
+  | 'full'
+  | 'tenant-full'
+  | 'drop'
+  | { readonly hold: 'queue' | 'tenant'; readonly ms: number };
+
+/** Asked right before a delivery goes. `depth`: how many wait in its queue. */
+export type Admit = (
+  tenantId: TenantId,
+  subscriptionId: SubscriptionId,
+  inFlight: { readonly tenant: number; readonly queue: number },
+  depth: number,
+) => Admission;
+
+const ALWAYS: Admit = () => 'go';
+
 type Queue = {
   readonly tenant: TenantQueues;
   readonly subscriptionId: SubscriptionId;
@@ -41,6 +62,7 @@ type Queue = {
   reserved: number;
   inFlight: number;
   isInRing: boolean;
+  isHeld: boolean;
 };
 
 type TenantQueues = {
@@ -51,6 +73,7 @@ type TenantQueues = {
   /** Waiting and reserved. */
   held: number;
   isInRing: boolean;
+  isHeld: boolean;
 };
 
 export type Scheduler = ReturnType<typeof createScheduler>;
@@ -66,12 +89,29 @@ export function createScheduler(limits: SchedulerLimits) {
   function queueOf(tenantId: TenantId, subscriptionId: SubscriptionId): Queue {
     let tenant = tenants.get(tenantId);
     if (tenant === undefined) {
-      tenant = { tenantId, queues: new Map(), ring: new Ring(), inFlight: 0, held: 0, isInRing: false };
+      tenant = {
+        tenantId,
+        queues: new Map(),
+        ring: new Ring(),
+        inFlight: 0,
+        held: 0,
+        isInRing: false,
+        isHeld: false,
+      };
       tenants.set(tenantId, tenant);
     }
     let queue = tenant.queues.get(subscriptionId);
     if (queue === undefined) {
-      queue = { tenant, subscriptionId, waiting: [], head: 0, reserved: 0, inFlight: 0, isInRing: false };
+      queue = {
+        tenant,
+        subscriptionId,
+        waiting: [],
+        head: 0,
+        reserved: 0,
+        inFlight: 0,
+        isInRing: false,
+        isHeld: false,
+      };
       tenant.queues.set(subscriptionId, queue);
     }
     return queue;
@@ -81,21 +121,46 @@ export function createScheduler(limits: SchedulerLimits) {
 
   function enterRings(queue: Queue): void {
     const { tenant } = queue;
-    if (!queue.isInRing && depth(queue) > 0 && queue.inFlight < limits.maxInFlightOfSubscription) {
+    const mayGo = !queue.isHeld && queue.inFlight < limits.maxInFlightOfSubscription;
+    if (!queue.isInRing && mayGo && depth(queue) > 0) {
       queue.isInRing = true;
       tenant.ring.push(queue);
     }
-    if (!tenant.isInRing && tenant.ring.size > 0 && tenant.inFlight < limits.maxInFlightOfTenant) {
-      tenant.isInRing = true;
-      ring.push(tenant);
+    enterRing(tenant);
+  }
+
+  function enterRing(tenant: TenantQueues): void {
+    const mayGo = !tenant.isHeld && tenant.inFlight < limits.maxInFlightOfTenant;
+    if (tenant.isInRing || !mayGo || tenant.ring.size === 0) return;
+    tenant.isInRing = true;
+    ring.push(tenant);
+  }
+
+  /** Puts a queue that was not let go where `admission` says. */
+  function putBack(queue: Queue, admission: Exclude<Admission, 'go'>): void {
+    const { tenant } = queue;
+    if (admission === 'drop') {
+      while (depth(queue) > 0) take(queue);
+      forgetIfEmpty(queue);
+    } else if (
+      admission === 'tenant-full' ||
+      (typeof admission === 'object' && admission.hold === 'tenant')
+    ) {
+      queue.isInRing = true;
+      tenant.ring.push(queue);
+      if (admission === 'tenant-full') return; // until one of the tenant's ends
+      tenant.isHeld = true;
+    } else if (admission !== 'full') {
+      queue.isHeld = true;
     }
+    enterRing(tenant);
   }
 
   function forgetIfEmpty(queue: Queue): void {
-    if (depth(queue) > 0 || queue.inFlight > 0 || queue.reserved > 0) return;
+    if (depth(queue) > 0 || queue.inFlight > 0 || queue.reserved > 0 || queue.isHeld) return;
     const { tenant } = queue;
     tenant.queues.delete(queue.subscriptionId);
-    if (tenant.queues.size === 0) tenants.delete(tenant.tenantId);
+    if (tenant.queues.size === 0 && !tenant.isHeld) tenants.delete(tenant.tenantId);
   }
 
   function take(queue: Queue): ClaimedDelivery {
@@ -139,6 +204,12 @@ export function createScheduler(limits: SchedulerLimits) {
       return roomOf(tenant, tenant?.queues.get(subscriptionId));
     },
 
+    /** Deliveries of this subscription that wait here, places held included. */
+    waitingOf(tenantId: TenantId, subscriptionId: SubscriptionId): number {
+      const queue = tenants.get(tenantId)?.queues.get(subscriptionId);
+      return queue === undefined ? 0 : depth(queue) + queue.reserved;
+    },
+
     /** How many more there is room for in all. */
     totalRoom,
 
@@ -174,20 +245,47 @@ export function createScheduler(limits: SchedulerLimits) {
       enterRings(queue);
     },
 
-    /** The next delivery, which is in flight from now until finished() is called for it; undefined: none may go. */
-    next(): ClaimedDelivery | undefined {
+    /**
+     * The next delivery, which is in flight from now until finished() is called for it; undefined: none may go. Who
+     * holds a queue or tenant calls release() when its time is over.
+     */
+    next(admit: Admit = ALWAYS): ClaimedDelivery | undefined {
       if (inFlightCount >= limits.maxInFlight) return undefined;
-      const tenant = ring.shift();
-      if (tenant === undefined) return undefined;
-      tenant.isInRing = false;
-      const queue = tenant.ring.shift()!;
-      queue.isInRing = false;
-      const delivery = take(queue);
-      inFlightCount++;
-      tenant.inFlight++;
-      queue.inFlight++;
+      for (let tenant = ring.shift(); tenant !== undefined; tenant = ring.shift()) {
+        tenant.isInRing = false;
+        const queue = tenant.ring.shift()!;
+        queue.isInRing = false;
+        const inFlight = { tenant: tenant.inFlight, queue: queue.inFlight };
+        const admission = admit(tenant.tenantId, queue.subscriptionId, inFlight, depth(queue));
+        if (admission !== 'go') {
+          putBack(queue, admission);
+          continue;
+        }
+        const delivery = take(queue);
+        inFlightCount++;
+        tenant.inFlight++;
+        queue.inFlight++;
+        enterRings(queue);
+        return delivery;
+      }
+      return undefined;
+    },
+
+    /** Ends the hold of a queue, or of a whole tenant. */
+    release(tenantId: TenantId, subscriptionId: SubscriptionId | undefined): void {
+      const tenant = tenants.get(tenantId);
+      if (tenant === undefined) return;
+      if (subscriptionId === undefined) {
+        tenant.isHeld = false;
+        enterRing(tenant);
+        if (tenant.queues.size === 0) tenants.delete(tenantId);
+        return;
+      }
+      const queue = tenant.queues.get(subscriptionId);
+      if (queue === undefined) return;
+      queue.isHeld = false;
       enterRings(queue);
-      return delivery;
+      forgetIfEmpty(queue);
     },
 
     /** Ends what next() began. */

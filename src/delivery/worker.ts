@@ -7,7 +7,6 @@
 import type { ClaimedDelivery, SendResult, Verdict } from '../domain/delivery.ts';
 import { DispatchError } from '../domain/errors.ts';
 import { type SubscriptionId, type TenantId, timeOfId } from '../domain/ids.ts';
-import { signatureHeader } from '../domain/signature.ts';
 import { judge } from '../domain/verdict.ts';
 import type { SignedRequest } from '../egress/sender.ts';
 import type { Claimed, QueueKey } from '../storage/claims.ts';
@@ -15,8 +14,10 @@ import type { DeliveryRecord } from '../storage/records.ts';
 import type { Target, TenantConfig } from '../storage/tenant-configs.ts';
 import type { AttemptEvent } from '../telemetry/events.ts';
 import { type ClaimerDeps, createClaimer } from './claimer.ts';
+import type { Gates } from './gates.ts';
 import type { Recorder } from './recorder.ts';
 import { createScheduler, limitsFor } from './scheduler.ts';
+import { sign } from './sign.ts';
 
 export type WorkerDeps = Pick<ClaimerDeps, 'walk' | 'positionAfter' | 'walkStart'> & {
   readonly claim: (queues: readonly (QueueKey & { readonly room: number })[]) => Promise<Claimed>;
@@ -27,6 +28,13 @@ export type WorkerDeps = Pick<ClaimerDeps, 'walk' | 'positionAfter' | 'walkStart
   };
   readonly send: (request: SignedRequest, done: (result: SendResult) => void) => void;
   readonly recorder: Recorder;
+  readonly gates: Gates;
+  /** The authorization header of a target's attempts; a promise while a token is fetched. */
+  readonly authorization: (target: Target) => string | undefined | Promise<string | undefined>;
+  /** An endpoint refused a target's credentials: a token that was kept is not used again. */
+  readonly unauthorized: (target: Target) => void;
+  /** Whether an http endpoint is allowed although its tenant's quota does not allow http. */
+  readonly mayBePlainHttp: (origin: string) => boolean;
   /** Disables a subscription because of what its endpoint said. */
   readonly disable: (tenantId: TenantId, subscriptionId: SubscriptionId, reason: string) => Promise<void>;
   readonly maxInFlight: number;
@@ -62,9 +70,11 @@ export function createWorker(deps: WorkerDeps) {
     walkStart: deps.walkStart,
     claim: deps.claim,
     room: scheduler.room,
+    waiting: scheduler.waitingOf,
     totalRoom: scheduler.totalRoom,
     worthwhile: Math.min(64, Math.ceil(limits.maxWaitingOfSubscription / 4)),
-    isOpen,
+    waitingCap,
+    foundNothing: (queue) => deps.gates.unused(queue.subscriptionId),
     accept: (deliveries) => {
       deps.onClaimed(deliveries.length);
       accept(deliveries);
@@ -90,14 +100,15 @@ export function createWorker(deps: WorkerDeps) {
     onError: (error) => deps.onError(error, 'claiming failed'),
   });
 
-  async function isOpen(queue: QueueKey): Promise<boolean> {
+  async function waitingCap(queue: QueueKey): Promise<number> {
     try {
       const config = deps.configs.peek(queue.tenantId) ?? (await deps.configs.get(queue.tenantId));
       const target = config?.targets.get(queue.subscriptionId);
-      return config?.state === 'active' && target?.state === 'active';
+      if (config?.state !== 'active' || target?.state !== 'active') return 0;
+      return await deps.gates.claimable(config, target);
     } catch (error) {
       deps.onError(error, 'a tenant’s configuration could not be read'); // its queues wait, the others' go on
-      return false;
+      return 0;
     }
   }
 
@@ -113,8 +124,9 @@ export function createWorker(deps: WorkerDeps) {
     if (isPumping) return;
     isPumping = true;
     while (!stopping && deps.recorder.backlog() < MAX_RECORD_BACKLOG) {
-      const delivery = scheduler.next();
+      const delivery = scheduler.next(deps.gates.admit);
       if (delivery === undefined) break;
+      deps.gates.going(delivery.tenantId, delivery.subscriptionId, delivery.deliveryId);
       begin(delivery);
     }
     isPumping = false;
@@ -149,31 +161,59 @@ export function createWorker(deps: WorkerDeps) {
       // It waited here for too long: back to the queue, uncharged, before the lease ends by itself.
       end(delivery, { ...fenceOf(delivery), kind: 'release', delayMs: 0 });
     } else {
-      attempt(delivery, target);
+      authorize(delivery, target);
     }
+  }
+
+  /** Credentials that are at hand are used at once; a token that must be fetched takes its time first. */
+  function authorize(delivery: ClaimedDelivery, target: Target): void {
+    const authorization = target.credentials.auth === undefined ? undefined : deps.authorization(target);
+    if (!(authorization instanceof Promise)) {
+      attempt(delivery, target, authorization);
+      return;
+    }
+    const startedAtMs = deps.now();
+    const startedAt = deps.monotonic();
+    authorization.then(
+      (value) => attempt(delivery, target, value),
+      (error: Error) => {
+        const times = {
+          startedAtMs,
+          durationMs: deps.monotonic() - startedAt,
+          lagMs: startedAtMs - delivery.dueAtMs,
+        };
+        finish(
+          delivery,
+          target,
+          { kind: 'failure', errorClass: 'credentials', message: error.message },
+          times,
+        );
+      },
+    );
   }
 
   /** An attempt ends well before a fresh lease does, however short leases are configured. */
   const timeoutOf = (target: Target) => Math.min(target.attemptTimeoutMs, deps.leaseMs - 2 * LEASE_MARGIN_MS);
 
-  function attempt(delivery: ClaimedDelivery, target: Target): void {
+  function attempt(delivery: ClaimedDelivery, target: Target, authorization: string | undefined): void {
     const startedAtMs = deps.now();
     const startedAt = deps.monotonic();
+    const lagMs = startedAtMs - delivery.dueAtMs;
+    if (target.isPlainHttp && !deps.mayBePlainHttp(target.origin)) {
+      finish(delivery, target, PLAIN_HTTP, { startedAtMs, durationMs: 0, lagMs });
+      return;
+    }
     let request: SignedRequest;
     try {
       const timeoutMs = timeoutOf(target);
-      request = sign(
-        delivery,
-        target,
-        { nowMs: startedAtMs, monotonicMs: startedAt, timeoutMs },
-        deps.userAgent,
-      );
+      const at = { nowMs: startedAtMs, monotonicMs: startedAt, timeoutMs };
+      const what = { ...delivery, attempt: delivery.attemptCount + 1 };
+      request = sign(what, target, at, deps.userAgent, authorization);
     } catch (error) {
       deps.onError(error, 'a request could not be signed');
       end(delivery, { ...fenceOf(delivery), kind: 'release', delayMs: 60_000 });
       return;
     }
-    const lagMs = startedAtMs - delivery.dueAtMs;
     deps.send(request, (result) => {
       const durationMs = deps.monotonic() - startedAt;
       finish(delivery, target, result, { startedAtMs, durationMs, lagMs });
@@ -196,7 +236,15 @@ export function createWorker(deps: WorkerDeps) {
       nowMs,
       random: deps.random(),
     });
-    end(delivery, recordOf(delivery, result, verdict, attemptNumber, times));
+    const { tenantId, subscriptionId, deliveryId } = delivery;
+    deps.gates.ended(
+      tenantId,
+      subscriptionId,
+      deliveryId,
+      verdict.kind === 'succeeded' ? 'succeeded' : 'failed',
+    );
+    if (result.kind === 'response' && result.status === 401) deps.unauthorized(target);
+    end(delivery, recordOf(delivery, result, verdict, attemptNumber, times), true);
     deps.onAttempt(eventOf(delivery, target, result, verdict, attemptNumber, times));
     if (verdict.kind !== 'succeeded' && verdict.disable) {
       const reason = 'the endpoint answered 410 Gone';
@@ -207,7 +255,8 @@ export function createWorker(deps: WorkerDeps) {
     }
   }
 
-  function end(delivery: ClaimedDelivery, record: DeliveryRecord): void {
+  function end(delivery: ClaimedDelivery, record: DeliveryRecord, wasSent = false): void {
+    if (!wasSent) deps.gates.ended(delivery.tenantId, delivery.subscriptionId, delivery.deliveryId, 'none');
     deps.recorder.add(record);
     scheduler.finished(delivery);
     if (stopping && scheduler.inFlightCount() === 0) {
@@ -219,8 +268,15 @@ export function createWorker(deps: WorkerDeps) {
 
   return {
     /** See LocalWorker in publishing/group-commit.ts. */
-    reserve: (tenantId: TenantId, subscriptionId: SubscriptionId) =>
-      !stopping && scheduler.reserve(tenantId, subscriptionId),
+    reserve(tenantId: TenantId, subscriptionId: SubscriptionId): boolean {
+      const config = deps.configs.peek(tenantId);
+      const target = config?.targets.get(subscriptionId);
+      if (stopping || config === undefined || target === undefined) return false;
+      if (!deps.gates.mayOwn(tenantId, target)) return false;
+      const cap = deps.gates.waitingCap(config, target);
+      if (scheduler.waitingOf(tenantId, subscriptionId) >= cap) return false;
+      return scheduler.reserve(tenantId, subscriptionId);
+    },
     unreserve: scheduler.unreserve,
     accept(deliveries: readonly ClaimedDelivery[]): void {
       for (const d of deliveries) scheduler.unreserve(d.tenantId, d.subscriptionId);
@@ -230,6 +286,11 @@ export function createWorker(deps: WorkerDeps) {
     },
     /** These queues have something due; undefined: some queue may have. */
     poke: claimer.poke,
+    /** A hold is over: see gates.ts. */
+    release(tenantId: TenantId, subscriptionId: SubscriptionId | undefined): void {
+      scheduler.release(tenantId, subscriptionId);
+      pump();
+    },
     /** Results were recorded: deliveries that waited for that may go on. */
     recorded: pump,
     waitingCount: scheduler.waitingCount,
@@ -240,6 +301,7 @@ export function createWorker(deps: WorkerDeps) {
      */
     async stop(graceMs: number): Promise<void> {
       stopping = true;
+      deps.gates.stop();
       await claimer.stop();
       for (const d of scheduler.drain()) deps.recorder.add({ ...fenceOf(d), kind: 'release', delayMs: 0 });
       if (scheduler.inFlightCount() > 0) {
@@ -256,45 +318,17 @@ export function createWorker(deps: WorkerDeps) {
   };
 }
 
+const PLAIN_HTTP: SendResult = {
+  kind: 'failure',
+  errorClass: 'blocked_address',
+  message: 'the tenant’s quota allows https endpoints only',
+};
+
 const fenceOf = (d: Pick<ClaimedDelivery, 'tenantId' | 'idBytes' | 'lease'>) => ({
   tenantId: d.tenantId,
   idBytes: d.idBytes,
   lease: d.lease,
 });
-
-/** Sign: Standard Webhooks headers with a fresh timestamp, by every live secret, newest first. */
-function sign(
-  delivery: ClaimedDelivery,
-  target: Target,
-  at: { readonly nowMs: number; readonly monotonicMs: number; readonly timeoutMs: number },
-  userAgent: string,
-): SignedRequest {
-  const { event } = delivery;
-  const keys = target.secrets.filter((s) => s.liveUntilMs > at.monotonicMs).map((s) => s.key);
-  if (keys.length === 0) throw new Error(`subscription ${target.subscriptionId} has no live secret`);
-  const timestamp = Math.floor(at.nowMs / 1000);
-  const headers = [
-    'content-type',
-    event.contentType,
-    'user-agent',
-    userAgent,
-    'webhook-id',
-    event.eventId,
-    'webhook-timestamp',
-    String(timestamp),
-    'webhook-signature',
-    signatureHeader(keys, event.eventId, timestamp, event.payload),
-    'dispatch-event-type',
-    event.type,
-    'dispatch-delivery-id',
-    delivery.deliveryId,
-    'dispatch-attempt',
-    String(delivery.attemptCount + 1),
-  ];
-  for (const name in target.headers) headers.push(name, target.headers[name]!);
-  const { origin, path } = target;
-  return { origin, path, headers, body: event.payload, timeoutMs: at.timeoutMs };
-}
 
 type Times = { readonly startedAtMs: number; readonly durationMs: number };
 

@@ -140,7 +140,8 @@ export function endProbe(
   }
 }
 
-const RAMP_MS = 60_000;
+/** How long after closing a breaker lets through less than there is. */
+export const RAMP_MS = 60_000;
 const RAMP_START = 10;
 const RAMP_DOUBLES_MS = 5_000;
 

@@ -53,6 +53,7 @@ export type ErrorClass =
   | 'tls'
   | 'protocol'
   | 'blocked_address'
+  | 'credentials'
   | 'internal';
 
 /** Why a delivery became a dead letter. */

@@ -12,6 +12,7 @@ export type SubscriptionId = Branded<'subscription'>;
 export type DeliveryId = Branded<'delivery'>;
 export type KeyId = Branded<'key'>;
 export type ReplayId = Branded<'replay'>;
+export type AuditId = Branded<'audit'>;
 
 const TENANT_ID = /^[a-z0-9][a-z0-9_-]{0,62}$/;
 
@@ -136,7 +137,7 @@ export type IdSource = {
   /** 16 bytes of a UUIDv7 (74 random bits a millisecond). */
   readonly bytes: () => Buffer;
   /** A new TypeID. */
-  readonly next: <Id extends string>(prefix: 'sub' | 'key' | 'rpl') => Id;
+  readonly next: <Id extends string>(prefix: 'sub' | 'key' | 'rpl' | 'aud') => Id;
 };
 
 /** Makes ids from a clock in ms and a source of random bytes. */
@@ -161,6 +162,6 @@ export function createIdSource(now: () => number, randomBytes: (size: number) =>
   return {
     eventBytes: () => make(13),
     bytes: () => make(16),
-    next: <Id extends string>(prefix: 'sub' | 'key' | 'rpl') => encodeId(prefix, make(16)) as Id,
+    next: <Id extends string>(prefix: 'sub' | 'key' | 'rpl' | 'aud') => encodeId(prefix, make(16)) as Id,
   };
 }

@@ -1,8 +1,11 @@
 // A subscription: what a tenant may ask for, checked.
 import type { RetryPolicy } from './backoff.ts';
+import type { BreakerReason } from './breaker.ts';
 import type { Violations } from './errors.ts';
 import { patternProblem } from './event-type.ts';
 import type { SubscriptionId, TenantId } from './ids.ts';
+import type { Sealed } from './sealing.ts';
+import type { SignatureScheme } from './signature.ts';
 
 export const DEFAULT_ATTEMPT_TIMEOUT_MS = 15_000;
 export const MAX_LIVE_SECRETS = 5;
@@ -22,6 +25,23 @@ export type SubscriptionSettings = {
   readonly retryPolicy: RetryPolicy | undefined;
   readonly attemptTimeoutMs: number;
   readonly metadata: Readonly<Record<string, string>>;
+  readonly signatureSchemes: readonly SignatureScheme[];
+  /** Whether the predecessor's X-Dispatch-* headers are sent too. */
+  readonly compatibilityHeaders: boolean;
+  /** Attempts a second over all workers; undefined: no limit. */
+  readonly maxPerSecond: number | undefined;
+  /** Attempts under way over all workers; undefined: no limit. */
+  readonly maxInFlight: number | undefined;
+};
+
+/** The last transition of a subscription's breaker. Times in ms since 1970. */
+export type BreakerRecord = {
+  readonly phase: 'open' | 'closed';
+  readonly reason: BreakerReason;
+  readonly openCount: number;
+  readonly changedAtMs: number;
+  /** Of an open one: when a probe may go out. */
+  readonly untilMs: number | undefined;
 };
 
 /** A stored subscription. */
@@ -34,6 +54,12 @@ export type Subscription = SubscriptionSettings & {
   readonly version: number;
   readonly createdAtMs: number;
   readonly updatedAtMs: number;
+  /** A JSON document of EndpointCredentials. */
+  readonly credentials: Sealed | undefined;
+  /** Of the live v1a secrets, newest first; 32 bytes each. */
+  readonly publicKeys: readonly Buffer[];
+  /** Undefined if it never opened. */
+  readonly breaker: BreakerRecord | undefined;
 };
 
 /** What is wrong with an endpoint URL in form, or undefined. Where it leads is the egress guard's to judge. */
@@ -140,6 +166,19 @@ export function checkRetryPolicy(policy: RetryPolicy, field: string, wrong: Viol
     const ok = policy.maxAgeMs >= 1_000 && policy.maxAgeMs <= 30 * DAY_MS;
     wrong.check(ok, `${field}.max_age`, 'must be a duration between 1s and 2592000s (30 days)');
   }
+}
+
+/** Checks the limits of a subscription's own. */
+export function checkLimits(
+  settings: Pick<SubscriptionSettings, 'maxPerSecond' | 'maxInFlight'>,
+  field: string,
+  wrong: Violations,
+): void {
+  const { maxPerSecond: rate, maxInFlight: cap } = settings;
+  const rateOk = rate === undefined || (rate >= 0.001 && rate <= 1_000_000);
+  wrong.check(rateOk, `${field}.max_per_second`, 'must be between 0.001 and 1,000,000, or 0 for no limit');
+  const capOk = cap === undefined || (cap >= 1 && cap <= 10_000);
+  wrong.check(capOk, `${field}.max_in_flight`, 'must be between 1 and 10,000, or 0 for no limit');
 }
 
 /** Checks the longest duration of an attempt: 1–30 s, well within a lease. */

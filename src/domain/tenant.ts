@@ -1,5 +1,6 @@
 // A tenant: who owns everything else.
 import type { KeyId, TenantId } from './ids.ts';
+import type { KeyRole } from './roles.ts';
 
 export type TenantState = 'active' | 'suspended' | 'deleting';
 
@@ -21,4 +22,7 @@ export type ApiKey = {
   readonly createdAtMs: number;
   readonly expiresAtMs: number | undefined;
   readonly revokedAtMs: number | undefined;
+  readonly role: KeyRole;
+  /** To the hour. */
+  readonly lastUsedAtMs: number | undefined;
 };

@@ -1,9 +1,9 @@
 // Sends signed requests with undici: one pool an origin, a total deadline, a capped body, no redirects, no inflating.
 // `Pool.dispatch` costs 43 µs a request where `fetch` costs 300 (design, section 6).
 import { type Dispatcher, Pool } from 'undici';
+import type { EndpointTls } from '../domain/credentials.ts';
 import type { ErrorClass, SendResult } from '../domain/delivery.ts';
-import { createConnector } from './connector.ts';
-import type { AddressGuard } from './guard.ts';
+import type { Connect } from './connector.ts';
 
 /** How much of a response body is kept. */
 export const MAX_RESPONSE_BYTES = 64 * 1024;
@@ -21,6 +21,9 @@ export type SignedRequest = {
   readonly body: Buffer;
   /** From now to the end of the response. */
   readonly timeoutMs: number;
+  /** Names the identity in `tls`: requests of different ones never share a connection. */
+  readonly tlsId: string;
+  readonly tls: EndpointTls | undefined;
 };
 
 /** Sends requests. Disposing it waits for nothing: end what is in flight first. */
@@ -34,8 +37,8 @@ export type Sender = AsyncDisposable & {
 type OpenPool = { readonly pool: Pool; inFlight: number; usedAtMs: number };
 
 /** `now` is a monotonic clock in ms. */
-export function createSender(guard: AddressGuard, now: () => number): Sender {
-  const connect = createConnector(guard);
+export function createSender(connect: Connect, now: () => number): Sender {
+  const usual = connect(undefined);
   const pools = new Map<string, OpenPool>(); // in the order of last use
   const sweep = setInterval(() => closeIdle(now() - POOL_IDLE_MS), POOL_IDLE_MS / 2);
   sweep.unref();
@@ -48,27 +51,28 @@ export function createSender(guard: AddressGuard, now: () => number): Sender {
     }
   }
 
-  function poolOf(origin: string): OpenPool {
-    const known = pools.get(origin);
+  function poolOf({ origin, tlsId, tls }: SignedRequest): OpenPool {
+    const key = tlsId === '' ? origin : `${origin} ${tlsId}`;
+    const known = pools.get(key);
     if (known !== undefined) return known;
     if (pools.size >= MAX_POOLS) closeIdle(now());
     // Connections are bounded by the scheduler's caps on deliveries in flight, not a second time here.
     const pool = new Pool(origin, {
-      connect,
+      connect: tls === undefined ? usual : connect(tls),
       pipelining: 1,
       keepAliveTimeout: KEEP_ALIVE_MS,
       headersTimeout: 0,
       bodyTimeout: 0,
     });
     const open = { pool, inFlight: 0, usedAtMs: now() };
-    pools.set(origin, open);
+    pools.set(key, open);
     return open;
   }
 
   return {
     poolCount: () => pools.size,
     send(request, done) {
-      const open = poolOf(request.origin);
+      const open = poolOf(request);
       open.inFlight++;
       open.usedAtMs = now();
       const exchange = new Exchange(request.timeoutMs, (result) => {
@@ -171,6 +175,7 @@ const MESSAGES: Readonly<Record<ErrorClass, string>> = {
   tls: 'the TLS handshake failed, or the certificate is not valid for this host',
   protocol: 'the response was not valid HTTP/1.1',
   blocked_address: 'the URL leads to an address that endpoints may not have',
+  credentials: 'the credentials for the endpoint could not be had',
   internal: 'the request could not be sent',
 };
 

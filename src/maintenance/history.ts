@@ -1,5 +1,6 @@
 // The history's partitions: made ahead of time, dropped when they are old. A delivery that is still unfinished by then
 // (its subscription was paused for that long) becomes a dead letter first.
+import type { TenantId } from '../domain/ids.ts';
 
 export type HistoryDeps = {
   readonly makePartitions: () => Promise<number>;
@@ -7,6 +8,9 @@ export type HistoryDeps = {
   readonly dropHistory: (keepFromMs: number) => Promise<readonly string[]>;
   readonly purgeBefore: (beforeMs: number) => Promise<number>;
   readonly expireDeliveries: (beforeMs: number) => Promise<number>;
+  /** Tenants that keep less than the installation, and for how many days. */
+  readonly shorterHistories: () => Promise<readonly { readonly tenantId: TenantId; readonly days: number }[]>;
+  readonly purgeHistoryOf: (tenantId: TenantId, beforeMs: number) => Promise<number>;
   /** The database's clock, ms since 1970. */
   readonly databaseNowMs: () => Promise<number>;
   readonly historyDays: number;
@@ -32,7 +36,13 @@ export function createHistoryTasks(deps: HistoryDeps): HistoryTasks {
     },
     async purgeExpired() {
       const from = await keepFromMs();
-      return inChunks(() => deps.purgeBefore(from));
+      let count = await inChunks(() => deps.purgeBefore(from));
+      for (const { tenantId, days } of await deps.shorterHistories()) {
+        if (days >= deps.historyDays) continue;
+        const before = from + (deps.historyDays - days) * DAY_MS;
+        count += await inChunks(() => deps.purgeHistoryOf(tenantId, before));
+      }
+      return count;
     },
   };
 }

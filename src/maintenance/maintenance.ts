@@ -71,12 +71,15 @@ export function createMaintenance(deps: MaintenanceDeps): Maintenance {
     if (performance.now() >= minutelyAt) {
       minutelyAt = performance.now() + MINUTE_MS;
       await task('idempotency_keys', deps.purge.idempotencyKeys);
+      await task('usage_folded', deps.purge.usage);
+      await task('secrets_rewrapped', deps.purge.secrets);
     }
     if (performance.now() >= hourlyAt) {
       hourlyAt = performance.now() + HOUR_MS;
       await task('partitions_made', deps.history.makePartitions);
       await task('partitions_dropped', deps.history.dropExpired);
       await task('expired_rows', deps.history.purgeExpired);
+      await task('audit_entries', deps.purge.audit);
     }
   }
 

@@ -9,6 +9,9 @@ export type PurgeDeps = {
   readonly deletingTenants: () => Promise<readonly TenantId[]>;
   readonly purgeTenant: (tenantId: TenantId) => Promise<number>;
   readonly purgeIdempotencyKeys: () => Promise<number>;
+  readonly foldUsage: () => Promise<number>;
+  readonly rewrapSecrets: () => Promise<number>;
+  readonly pruneAudit: () => Promise<number>;
 };
 
 /** Each does one bounded piece and returns how many rows it removed; 0: nothing is left to do. */
@@ -16,7 +19,15 @@ export type PurgeTasks = {
   readonly subscriptions: () => Promise<number>;
   readonly tenants: () => Promise<number>;
   readonly idempotencyKeys: () => Promise<number>;
+  /** Folds the counters of past hours. */
+  readonly usage: () => Promise<number>;
+  /** Seals secrets anew that lie under another master key than the first. */
+  readonly secrets: () => Promise<number>;
+  readonly audit: () => Promise<number>;
 };
+
+/** Chunks that one run does at most; what is left is done by the next. */
+const MAX_CHUNKS = 100;
 
 export function createPurgeTasks(deps: PurgeDeps): PurgeTasks {
   return {
@@ -31,14 +42,19 @@ export function createPurgeTasks(deps: PurgeDeps): PurgeTasks {
       for (const tenantId of await deps.deletingTenants()) count += await deps.purgeTenant(tenantId);
       return count;
     },
-    async idempotencyKeys() {
-      let count = 0;
-      for (let chunk = 0; chunk < 100; chunk++) {
-        const removed = await deps.purgeIdempotencyKeys();
-        count += removed;
-        if (removed === 0) break;
-      }
-      return count;
-    },
+    idempotencyKeys: () => inChunks(deps.purgeIdempotencyKeys),
+    usage: () => inChunks(deps.foldUsage),
+    secrets: () => inChunks(deps.rewrapSecrets),
+    audit: deps.pruneAudit,
   };
+}
+
+async function inChunks(step: () => Promise<number>): Promise<number> {
+  let count = 0;
+  for (let chunk = 0; chunk < MAX_CHUNKS; chunk++) {
+    const done = await step();
+    count += done;
+    if (done === 0) break;
+  }
+  return count;
 }

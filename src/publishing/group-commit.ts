@@ -16,9 +16,11 @@ import {
   type SubscriptionId,
   type TenantId,
 } from '../domain/ids.ts';
+import { quotaExceeded } from '../domain/quota.ts';
 import type { QueueKey } from '../storage/claims.ts';
-import type { IngestBatch, IngestEvent, IngestResult } from '../storage/ingest.ts';
+import type { IngestBatch, IngestEvent, IngestResult, IngestTenant } from '../storage/ingest.ts';
 import type { Target, TenantConfig } from '../storage/tenant-configs.ts';
+import type { Admission } from './admission.ts';
 
 /** The answer to a publish. */
 export type Published = {
@@ -43,6 +45,11 @@ export type LocalWorker = {
 
 export type GroupCommitDeps = {
   readonly ingest: (batch: IngestBatch) => Promise<IngestResult[]>;
+  /** For one tenant near the end of a quota: see storage/ingest.ts. */
+  readonly ingestNearLimit: (batch: IngestBatch) => Promise<IngestResult[]>;
+  readonly admission: Admission;
+  /** A number that no other process has: its lanes count usage in slots of their own. */
+  readonly usageSlot: number;
   readonly configs: {
     readonly get: (tenantId: TenantId) => Promise<TenantConfig | undefined>;
     readonly peek: (tenantId: TenantId) => TenantConfig | undefined;
@@ -75,6 +82,10 @@ const MAX_DELIVERIES = 10_000;
 /** A second and third commit run beside the first only when this much waits: small batches cost more each. */
 const BESIDE = 100;
 const MAX_COMMITS = 3;
+/** Slots of usage a process has: one for each commit that may run, and one for those near a limit. */
+const LANES = MAX_COMMITS + 1;
+/** How long a tenant that came near the end of a quota of events is taken for near it. */
+const NEAR_MS = 5_000;
 const MAX_ROUNDS = 10;
 /** Events that may wait; beyond it publishing is refused rather than memory filled. */
 const MAX_QUEUED = 20_000;
@@ -85,6 +96,8 @@ type Item = {
   readonly isWanted: () => boolean;
   readonly done: (outcome: PublishOutcome) => void;
   rounds: number;
+  /** It has a token of its tenant's publish rate. */
+  isPaid: boolean;
 };
 
 /** `repeats` are the later items of a batch with the same idempotency key: answered by what becomes of the first. */
@@ -97,21 +110,58 @@ type Matched = IngestEvent & {
 export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
   let queue: Item[] = [];
   let queuedBytes = 0;
-  let commits = 0;
   let waiters: (() => void)[] = [];
+  const lanes = Array.from({ length: MAX_COMMITS }, (_, i) => deps.usageSlot * LANES + i);
+  const nearLane = deps.usageSlot * LANES + MAX_COMMITS;
+  /** Tenants near the end of a quota of events, until when; their events wait here and are committed in turn. */
+  const nearUntil = new Map<TenantId, number>();
+  let near: Item[] = [];
+  let isNearRunning = false;
+  const commitCount = () => MAX_COMMITS - lanes.length;
+  const isIdle = () => commitCount() === 0 && queue.length === 0 && !isNearRunning && near.length === 0;
 
   function pump(): void {
-    while (queue.length > 0 && (commits === 0 || (commits < MAX_COMMITS && queue.length >= BESIDE))) {
-      commits++;
-      void commit(take()).finally(() => {
-        commits--;
+    while (queue.length > 0 && (commitCount() === 0 || (lanes.length > 0 && queue.length >= BESIDE))) {
+      const lane = lanes.pop()!;
+      void commit(take(), lane).finally(() => {
+        lanes.push(lane);
         pump();
-        if (commits === 0 && queue.length === 0) {
-          for (const wake of waiters) wake();
-          waiters = [];
-        }
+        wakeIfIdle();
       });
     }
+  }
+
+  function wakeIfIdle(): void {
+    if (!isIdle()) return;
+    for (const wake of waiters) wake();
+    waiters = [];
+  }
+
+  /** Events of tenants near a limit, one tenant after the other, beside the other commits. */
+  async function pumpNear(): Promise<void> {
+    if (isNearRunning) return;
+    isNearRunning = true;
+    while (near.length > 0) {
+      const { tenantId } = near[0]!.event;
+      const mine = near.filter((item) => item.event.tenantId === tenantId).slice(0, MAX_EVENTS);
+      const taken = new Set(mine);
+      near = near.filter((item) => !taken.has(item));
+      for (const item of mine) queuedBytes -= item.event.payload.length;
+      await commit(mine, nearLane);
+    }
+    isNearRunning = false;
+    wakeIfIdle();
+  }
+
+  function sendNear(items: readonly Item[]): void {
+    if (items.length === 0) return;
+    if (nearUntil.size > 10_000) nearUntil.clear();
+    for (const item of items) {
+      nearUntil.set(item.event.tenantId, performance.now() + NEAR_MS);
+      queuedBytes += item.event.payload.length;
+    }
+    near = [...near, ...items];
+    void pumpNear();
   }
 
   function take(): Item[] {
@@ -140,30 +190,37 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
     queue = [...queue, ...again];
   }
 
-  async function commit(items: readonly Item[]): Promise<void> {
+  async function commit(items: readonly Item[], lane: number): Promise<void> {
     const startedAt = performance.now();
-    const wanted: Item[] = [];
+    let wanted: Item[] = [];
     for (const item of items) {
       if (item.isWanted()) wanted.push(item);
       else refuse(item, GONE);
+    }
+    if (lane !== nearLane && nearUntil.size > 0) {
+      const isNear = (item: Item) => (nearUntil.get(item.event.tenantId) ?? 0) > startedAt;
+      sendNear(wanted.filter(isNear));
+      wanted = wanted.filter((item) => !isNear(item));
     }
     let open: readonly Item[] = wanted; // items that nobody has answered or queued again yet
     let matched: readonly Matched[] = [];
     try {
       const configs = await loadConfigs(wanted);
-      const prepared = prepare(wanted, configs);
+      wanted = await payRates(wanted, configs);
+      open = wanted;
+      const prepared = prepare(wanted, configs, lane);
       matched = prepared.batch.events;
       open = matched.flatMap((m) => [m.item, ...m.repeats]);
       if (prepared.later.length > 0) requeue(prepared.later);
       if (matched.length === 0) return;
-      const results = await deps.ingest(prepared.batch);
+      const results = await (lane === nearLane ? deps.ingestNearLimit : deps.ingest)(prepared.batch);
       deps.onCommit(matched.length, (performance.now() - startedAt) / 1000);
       settle(matched, results, prepared.batch.lease, startedAt);
     } catch (error) {
       for (const m of matched) giveBack(m);
       const known = error instanceof DispatchError ? error : deps.unavailable(error);
       if (known === undefined && open.length > 1) {
-        await commitApart(open);
+        await commitApart(open, lane);
         return;
       }
       if (known === undefined) deps.onError(error);
@@ -173,10 +230,37 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
   }
 
   /** The database refuses something in a batch: halves of it, so that a bad event fails alone. */
-  async function commitApart(items: readonly Item[]): Promise<void> {
+  async function commitApart(items: readonly Item[], lane: number): Promise<void> {
     const middle = Math.ceil(items.length / 2);
-    await commit(items.slice(0, middle));
-    await commit(items.slice(middle));
+    await commit(items.slice(0, middle), lane);
+    await commit(items.slice(middle), lane);
+  }
+
+  /** Takes a token of its tenant's publish rate for each item that has none; refuses those that get none. */
+  async function payRates(
+    items: readonly Item[],
+    configs: ReadonlyMap<TenantId, TenantConfig | DispatchError>,
+  ): Promise<Item[]> {
+    const unpaid = new Map<TenantConfig, Item[]>();
+    for (const item of items) {
+      const config = configs.get(item.event.tenantId)!;
+      if (item.isPaid || config instanceof DispatchError) continue;
+      const ofTenant = unpaid.get(config);
+      if (ofTenant === undefined) unpaid.set(config, [item]);
+      else ofTenant.push(item);
+    }
+    const refused = new Set<Item>();
+    const pay = async ([config, ofTenant]: readonly [TenantConfig, readonly Item[]]) => {
+      const { granted, refusal } = await deps.admission.takeRate(config, ofTenant.length);
+      for (const [i, item] of ofTenant.entries()) {
+        item.isPaid = true;
+        if (i < granted || refusal === undefined) continue;
+        refused.add(item);
+        refuse(item, refusal);
+      }
+    };
+    await Promise.all([...unpaid].map(pay));
+    return refused.size === 0 ? [...items] : items.filter((item) => !refused.has(item));
   }
 
   /** The configuration of each tenant of a batch, or why it may not publish. */
@@ -214,11 +298,12 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
   function prepare(
     items: readonly Item[],
     configs: ReadonlyMap<TenantId, TenantConfig | DispatchError>,
+    slot: number,
   ): {
     readonly batch: IngestBatch & { readonly events: readonly Matched[] };
     readonly later: readonly Item[];
   } {
-    const tenants = new Map<TenantId, number>();
+    const tenants = new Map<TenantId, IngestTenant>();
     const keys = new Map<string, Matched>();
     const events: Matched[] = [];
     const later: Item[] = [];
@@ -243,14 +328,26 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
         later.push(item);
         continue;
       }
-      tenants.set(event.tenantId, config.version);
+      const refusal = item.rounds > 0 ? undefined : admit(event, config, targets.length);
+      if (refusal !== undefined) {
+        refuse(item, refusal);
+        continue;
+      }
+      if (!tenants.has(event.tenantId)) {
+        const { eventsPerDay, eventsPerMonth } = config.quota;
+        tenants.set(event.tenantId, { version: config.version, eventsPerDay, eventsPerMonth });
+      }
       deliveryCount += targets.length;
       const matched = match(item, targets);
       if (key !== '') keys.set(key, matched);
       events.push(matched);
     }
-    return { batch: { tenants, events, lease: deps.randomBytes(16), leaseMs: deps.leaseMs }, later };
+    const lease = deps.randomBytes(16);
+    return { batch: { tenants, events, lease, leaseMs: deps.leaseMs, slot }, later };
   }
+
+  const admit = (event: NewEvent, config: TenantConfig, deliveryCount: number) =>
+    deps.admission.refusal(config, event.payload.length, deliveryCount);
 
   function match(item: Item, targets: readonly Target[]): Matched {
     const { event } = item;
@@ -274,6 +371,7 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
     startedAt: number,
   ): void {
     const again: Item[] = [];
+    const nearAgain: Item[] = [];
     const owned: ClaimedDelivery[] = [];
     const readyQueues = new Map<string, QueueKey>();
     for (const [i, m] of matched.entries()) {
@@ -302,8 +400,19 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
           giveBack(m);
           again.push(m.item, ...m.repeats);
           break;
+        case 'near':
+          giveBack(m);
+          nearAgain.push(m.item, ...m.repeats);
+          break;
+        case 'over': {
+          giveBack(m);
+          const refusal = usedUp(m.event.tenantId, result);
+          for (const item of [m.item, ...m.repeats]) refuse(item, refusal);
+          break;
+        }
       }
     }
+    sendNear(nearAgain);
     if (owned.length > 0) deps.localWorker?.accept(owned);
     if (readyQueues.size > 0) deps.ready(readyQueues.values());
     if (again.length > 0) requeue(again);
@@ -367,13 +476,12 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
         return;
       }
       queuedBytes += event.payload.length;
-      queue.push({ event, isWanted, done, rounds: 0 });
+      queue.push({ event, isWanted, done, rounds: 0, isPaid: false });
       // The microtask lets the events of one request, and of requests read in one turn, go into one commit.
-      if (commits === 0 && queue.length === 1) queueMicrotask(pump);
+      if (commitCount() === 0 && queue.length === 1) queueMicrotask(pump);
       else if (queue.length >= BESIDE) pump();
     },
-    idle: () =>
-      commits === 0 && queue.length === 0 ? Promise.resolve() : new Promise((done) => waiters.push(done)),
+    idle: () => (isIdle() ? Promise.resolve() : new Promise((done) => waiters.push(done))),
   };
 }
 
@@ -384,6 +492,13 @@ function inactive(config: TenantConfig): DispatchError {
   return new DispatchError('FAILED_PRECONDITION', `tenant ${config.tenantId} is suspended`, {
     reason: 'TENANT_SUSPENDED',
   });
+}
+
+function usedUp(tenantId: TenantId, over: Extract<IngestResult, { kind: 'over' }>): DispatchError {
+  const { field, limit, retryAfterMs } = over;
+  const period = field === 'eventsPerDay' ? 'day' : 'month';
+  const explanation = `all ${limit} events of this ${period} are used; the next begins at 00:00 UTC`;
+  return quotaExceeded(tenantId, field, limit, limit, explanation, retryAfterMs);
 }
 
 function refuse(item: Item, error: DispatchError): void {

@@ -1,19 +1,52 @@
-// Who is calling: `authorization: Bearer <key>`.
+// Who is calling: `authorization: Bearer <key or JWT>`.
 import { createHash, timingSafeEqual } from 'node:crypto';
 import { apiKeyMatches, hashApiKey, keyIdOf } from '../domain/api-key.ts';
+import { PLATFORM } from '../domain/audit.ts';
+import { takeSlots, tokenBucket } from '../domain/bucket.ts';
 import { DispatchError } from '../domain/errors.ts';
 import type { KeyId, TenantId } from '../domain/ids.ts';
+import type { KeyRole } from '../domain/roles.ts';
 
-/** Who a key acts for. */
-export type Principal =
-  | { readonly kind: 'platform' }
-  | { readonly kind: 'tenant'; readonly tenantId: TenantId };
+/** Who calls, and what for. */
+export type Principal = {
+  readonly role: KeyRole;
+  /** Undefined for a platform-admin. */
+  readonly tenantId: TenantId | undefined;
+  /** As the audit log names it. */
+  readonly actor: string;
+};
 
-type KeyRecord = { readonly tenantId: TenantId; readonly hash: Buffer };
+type KeyRecord = {
+  readonly tenantId: TenantId;
+  readonly hash: Buffer;
+  readonly role: KeyRole;
+  readonly isLive: boolean;
+  readonly expiresInMs: number | undefined;
+};
+
+/** A credential that was refused. */
+export type Refusal = {
+  /** Of the key, if it is one that is known. */
+  readonly tenantId: TenantId | typeof PLATFORM;
+  /** The key's id, or `unknown`. */
+  readonly actor: string;
+  readonly address: string;
+  readonly reason: string;
+};
 
 export type AuthenticationDeps = {
   readonly adminKey: string;
-  readonly findLiveKey: (keyId: KeyId) => Promise<KeyRecord | undefined>;
+  readonly findKey: (keyId: KeyId) => Promise<KeyRecord | undefined>;
+  /** Notes that a key is in use; called at most once for each time that it is looked up. */
+  readonly noteUse: (keyId: KeyId) => void;
+  /** Tells the principal of a JWT; throws UNAUTHENTICATED. Undefined: no issuers are configured. */
+  readonly verifyJwt: ((token: string) => Promise<Principal>) | undefined;
+  readonly onRefused: (refusal: Refusal) => void;
+  /**
+   * Credentials that an address may have refused, all at once or spread over a minute, before it has to wait. Keys
+   * that are remembered pass all the same, and so does the admin key where it was used lately.
+   */
+  readonly refusalsPerMinute: number;
   /** Monotonic, in ms. */
   readonly now: () => number;
 };
@@ -22,59 +55,110 @@ export type AuthenticationDeps = {
 const REMEMBER_MS = 4_000;
 const MAX_REMEMBERED = 10_000;
 
-const PLATFORM: Principal = { kind: 'platform' };
-const DUMMY_HASH = Buffer.alloc(32);
+const MAX_ADDRESSES = 10_000;
+const ADMIN_REMEMBERED_MS = 600_000;
 
-/** Tells the principal of an authorization header, or throws UNAUTHENTICATED. */
-export type Authenticate = (authorization: string | undefined) => Principal | Promise<Principal>;
+const PLATFORM_PRINCIPAL: Principal = { role: 'platform-admin', tenantId: undefined, actor: 'platform' };
+const DUMMY_HASH = Buffer.alloc(32);
+const REFUSED = 'the key is not valid, was revoked or has expired';
+
+/** Tells the principal of an authorization header, or throws UNAUTHENTICATED. `address` is the caller's IP address. */
+export type Authenticate = (
+  authorization: string | undefined,
+  address: string,
+) => Principal | Promise<Principal>;
 
 export function createAuthenticate(deps: AuthenticationDeps): Authenticate {
   const adminHash = sha256(deps.adminKey);
   const remembered = new Map<KeyId, { readonly record: KeyRecord; readonly untilMs: number }>();
+  const limit = tokenBucket(deps.refusalsPerMinute / 60, deps.refusalsPerMinute);
+  const addresses = new Map<string, number>();
+  const adminAddresses = new Map<string, number>();
 
-  function check(token: string, record: KeyRecord | undefined): Principal {
+  function refuse(refusal: Refusal, message = REFUSED): DispatchError {
+    const { nextUs } = takeSlots(addresses.get(refusal.address) ?? 0, limit, deps.now() * 1000, 1);
+    addresses.delete(refusal.address);
+    addresses.set(refusal.address, nextUs);
+    if (addresses.size > MAX_ADDRESSES) addresses.delete(addresses.keys().next().value ?? '');
+    deps.onRefused(refusal);
+    return unauthenticated(message);
+  }
+
+  function assertNotThrottled(address: string): void {
+    const known = addresses.get(address);
+    if (known === undefined) return;
+    const { taken } = takeSlots(known, limit, deps.now() * 1000, 1);
+    if (taken.granted === 1) return;
+    const retryAfterMs = Math.ceil(taken.waitUs / 1000);
+    const message = 'too many credentials from this address were refused; try again later';
+    throw new DispatchError('RESOURCE_EXHAUSTED', message, { reason: 'TOO_MANY_REFUSALS', retryAfterMs });
+  }
+
+  function check(token: string, keyId: KeyId, record: KeyRecord | undefined, address: string): Principal {
     // An unknown id costs a comparison too, so that it takes as long as a wrong key.
     const matches = apiKeyMatches(token, record?.hash ?? DUMMY_HASH);
-    if (record === undefined || !matches)
-      throw unauthenticated('the key is not valid, was revoked or has expired');
-    return { kind: 'tenant', tenantId: record.tenantId };
+    if (record === undefined || !matches) {
+      throw refuse({ tenantId: PLATFORM, actor: 'unknown', address, reason: 'unknown_key' });
+    }
+    const { tenantId, role } = record;
+    if (!record.isLive) throw refuse({ tenantId, actor: keyId, address, reason: 'revoked_or_expired' });
+    return { role, tenantId: role === 'platform-admin' ? undefined : tenantId, actor: keyId };
   }
 
-  async function lookUp(token: string, keyId: KeyId): Promise<Principal> {
+  async function lookUp(token: string, keyId: KeyId, address: string): Promise<Principal> {
     const startedAt = deps.now();
-    const record = await deps.findLiveKey(keyId);
+    const record = await deps.findKey(keyId);
+    const principal = check(token, keyId, record, address);
     if (record !== undefined) {
       if (remembered.size >= MAX_REMEMBERED) remembered.clear();
-      remembered.set(keyId, { record, untilMs: startedAt + REMEMBER_MS });
+      const forMs = Math.min(REMEMBER_MS, record.expiresInMs ?? REMEMBER_MS);
+      remembered.set(keyId, { record, untilMs: startedAt + forMs });
+      deps.noteUse(keyId);
     }
-    return check(token, record);
+    return principal;
   }
 
-  return (authorization) => {
+  return (authorization, address) => {
     const token = bearerToken(authorization);
     const keyId = keyIdOf(token);
-    if (keyId === undefined) {
-      if (timingSafeEqual(sha256(token), adminHash)) return PLATFORM;
-      throw unauthenticated('the key is not valid, was revoked or has expired');
+    if (keyId !== undefined) {
+      const known = remembered.get(keyId);
+      if (known !== undefined && known.untilMs > deps.now())
+        return check(token, keyId, known.record, address);
     }
-    const known = remembered.get(keyId);
-    if (known !== undefined && known.untilMs > deps.now()) return check(token, known.record);
-    if (timingSafeEqual(hashApiKey(token), adminHash)) return PLATFORM;
-    return lookUp(token, keyId);
+    const isAdmin = timingSafeEqual(keyId === undefined ? sha256(token) : hashApiKey(token), adminHash);
+    const wasAdmin = (adminAddresses.get(address) ?? 0) > deps.now();
+    if (!isAdmin || !wasAdmin) assertNotThrottled(address);
+    if (isAdmin) {
+      if (adminAddresses.size >= MAX_ADDRESSES) adminAddresses.clear();
+      adminAddresses.set(address, deps.now() + ADMIN_REMEMBERED_MS);
+      return PLATFORM_PRINCIPAL;
+    }
+    if (keyId !== undefined) return lookUp(token, keyId, address);
+    if (deps.verifyJwt === undefined || !isJwt(token)) {
+      throw refuse({ tenantId: PLATFORM, actor: 'unknown', address, reason: 'unknown_key' });
+    }
+    return deps.verifyJwt(token).catch((error) => {
+      const isTheirs = error instanceof DispatchError && error.code === 'UNAUTHENTICATED';
+      if (!isTheirs) throw error;
+      throw refuse({ tenantId: PLATFORM, actor: 'unknown', address, reason: 'invalid_jwt' }, error.message);
+    });
   };
 }
+
+const isJwt = (token: string) => /^[\w-]+\.[\w-]+\.[\w-]+$/.test(token);
 
 function bearerToken(authorization: string | undefined): string {
   if (authorization === undefined || authorization === '') {
     throw unauthenticated('no key was given; send "authorization: Bearer <key>"');
   }
-  const match = /^Bearer ([\x21-\x7e]{1,512})$/i.exec(authorization);
+  const match = /^Bearer ([\x21-\x7e]{1,8192})$/i.exec(authorization);
   if (match === null)
     throw unauthenticated('the authorization header is malformed; send "authorization: Bearer <key>"');
   return match[1]!;
 }
 
-function unauthenticated(message: string): DispatchError {
+export function unauthenticated(message: string): DispatchError {
   return new DispatchError('UNAUTHENTICATED', message, { reason: 'UNAUTHENTICATED' });
 }
 

@@ -9,9 +9,10 @@ import type {
   MessageInitShape,
   MessageShape,
 } from '@bufbuild/protobuf';
+import { type Change, PLATFORM } from '../domain/audit.ts';
 import { DispatchError } from '../domain/errors.ts';
 import { parseTenantId, type TenantId } from '../domain/ids.ts';
-import { accessOf } from './access.ts';
+import { accessOf, type Scope } from './access.ts';
 import type { Authenticate, Principal } from './authentication.ts';
 import { shownError } from './errors.ts';
 
@@ -20,6 +21,8 @@ export type CallContext = {
   readonly principal: Principal;
   /** The tenant of a `tenant` call; for others, the one the request named, if any. */
   readonly tenantId: TenantId | undefined;
+  /** Describes what this caller changes, for the audit log. */
+  readonly change: (action: string, resource: string, detail?: Change['detail']) => Change;
   /** False once the caller has gone or its deadline has passed. */
   readonly isLive: () => boolean;
 };
@@ -27,6 +30,8 @@ export type CallContext = {
 /** What a transport knows of a call. */
 export type TransportCall = {
   readonly authorization: string | undefined;
+  /** The caller's IP address. */
+  readonly address: string;
   readonly isLive: () => boolean;
 };
 
@@ -77,6 +82,8 @@ export function bindService<S extends DescService>(desc: S, handlers: ServiceHan
 export type CallPathDeps = {
   readonly authenticate: Authenticate;
   readonly unavailable: (error: unknown) => DispatchError | undefined;
+  /** A caller that is known asked for what it may not have. */
+  readonly onDenied: (principal: Principal, method: string, address: string, reason: string) => void;
   /** Called once for each call, with the error that the caller saw, if any. */
   readonly onCall: (
     method: string,
@@ -107,7 +114,7 @@ export function createCallPath(deps: CallPathDeps) {
     return name;
   }
 
-  const principalOf = (call: TransportCall) => deps.authenticate(call.authorization);
+  const principalOf = (call: TransportCall) => deps.authenticate(call.authorization, call.address);
 
   function contextOf(
     method: DescMethod,
@@ -115,8 +122,23 @@ export function createCallPath(deps: CallPathDeps) {
     principal: Principal,
     requestedTenant: string,
   ): CallContext {
-    const tenantId = resolveTenant(principal, nameOf(method).access, requestedTenant);
-    return { principal, tenantId, isLive: call.isLive };
+    const { full, access } = nameOf(method);
+    const { actor } = principal;
+    const { address } = call;
+    try {
+      if (!access.roles.includes(principal.role)) throw wrongRole(principal, access.roles);
+      return {
+        principal,
+        tenantId: resolveTenant(principal, access.scope, requestedTenant),
+        change: (action, resource, detail = {}) => ({ actor, address, action, resource, detail }),
+        isLive: call.isLive,
+      };
+    } catch (error) {
+      if (error instanceof DispatchError && error.code === 'PERMISSION_DENIED') {
+        deps.onDenied(principal, full, address, error.reason ?? '');
+      }
+      throw error;
+    }
   }
 
   function end(
@@ -189,20 +211,19 @@ function tenantOfRequest(request: MessageShape<DescMessage>): string {
 }
 
 /** The tenant that a call is bound to. PERMISSION_DENIED when a key reaches beyond its own. */
-function resolveTenant(
-  principal: Principal,
-  access: ReturnType<typeof accessOf>,
-  requested: string,
-): TenantId | undefined {
-  if (access === 'platform') {
-    if (principal.kind === 'platform') return undefined;
-    throw new DispatchError('PERMISSION_DENIED', 'this call needs a platform key', {
-      reason: 'PLATFORM_KEY_REQUIRED',
-    });
-  }
-  if (principal.kind === 'tenant') return ownTenant(principal.tenantId, requested);
-  if (requested === '' && access === 'tenants') return undefined;
+function resolveTenant(principal: Principal, scope: Scope, requested: string): TenantId | undefined {
+  if (scope === 'platform') return undefined;
+  if (principal.tenantId !== undefined) return ownTenant(principal.tenantId, requested);
+  if (requested === '' && scope === 'tenants') return undefined;
+  if (requested === '' && scope === 'any') return PLATFORM as TenantId;
   return parseTenantId(requested);
+}
+
+function wrongRole(principal: Principal, roles: readonly string[]): DispatchError {
+  const needed = roles.length === 1 ? `a ${roles[0]} key` : `a key with one of the roles ${roles.join(', ')}`;
+  const message = `this call needs ${needed}; this one is a ${principal.role}’s`;
+  const reason = roles.length === 1 ? 'PLATFORM_KEY_REQUIRED' : 'ROLE_REQUIRED';
+  return new DispatchError('PERMISSION_DENIED', message, { reason });
 }
 
 /** The tenant of a tenant key, if the request names no other. */

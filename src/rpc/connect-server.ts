@@ -2,7 +2,7 @@
 // /readyz and /metrics beside them. Only transport: every call goes through the call path.
 import { createServer as createHttp1Server, type IncomingMessage, type ServerResponse } from 'node:http';
 import { createServer as createHttp2Server } from 'node:http2';
-import { createServer as createTcpServer, type Socket } from 'node:net';
+import type { Socket } from 'node:net';
 import {
   create,
   type DescMessage,
@@ -12,13 +12,21 @@ import {
   type MessageInitShape,
   type MessageShape,
 } from '@bufbuild/protobuf';
-import { Code, ConnectError, type ConnectRouter, type HandlerContext } from '@connectrpc/connect';
-import { connectNodeAdapter } from '@connectrpc/connect-node';
+import {
+  Code,
+  ConnectError,
+  type ConnectRouter,
+  createContextKey,
+  createContextValues,
+  type HandlerContext,
+} from '@connectrpc/connect';
+import { compressionBrotli, compressionGzip, connectNodeAdapter } from '@connectrpc/connect-node';
 import { DispatchError } from '../domain/errors.ts';
 import type { BoundService, CallPath, StreamHandler, TransportCall, UnaryHandler } from './call-path.ts';
 import { describeDecodeErrors } from './connect-errors.ts';
 import { CODE_NUMBER, detailsOf } from './errors.ts';
-import { MAX_REQUEST_BYTES, type RpcServer } from './grpc-server.ts';
+import { MAX_REQUEST_BYTES, type RpcServer, type ServerAddress } from './grpc-server.ts';
+import { openListener } from './listener.ts';
 
 /** Pages that are not RPCs: path → answer. */
 export type Page = () => Promise<{
@@ -35,7 +43,7 @@ const HTTP2_PREFACE = 'PRI * HTTP/2.0';
 const MAX_STREAMS = 100;
 const MAX_TIMEOUT_MS = 24 * 3600 * 1000;
 const STREAM_FULL = 1_000;
-/** How long a new connection may be silent before it is known to speak HTTP/1.1 or HTTP/2. */
+/** How long a new connection may take until it is known to speak HTTP/1.1 or HTTP/2. */
 const PREFACE_MS = 10_000;
 /** How long an HTTP/2 session may do nothing. */
 const IDLE_MS = 300_000;
@@ -44,7 +52,7 @@ export async function startConnectServer(
   services: readonly BoundService[],
   path: CallPath,
   pages: Readonly<Record<string, Page>>,
-  address: { readonly host: string; readonly port: number },
+  address: ServerAddress,
 ): Promise<RpcServer> {
   const shutdown = new AbortController();
   const rpc = connectNodeAdapter({
@@ -55,13 +63,15 @@ export async function startConnectServer(
     compressMinBytes: 64 * 1024,
     jsonOptions: { ignoreUnknownFields: false },
     binaryOptions: { readUnknownFields: false },
+    acceptCompression: [compressionGzip, compressionBrotli].map(callersFault),
+    contextValues: (request) => createContextValues().set(PEER, peerOf(request as Request)),
     shutdownSignal: shutdown.signal,
     fallback: (request, response) => answerPage(pages, request as Request, response as Response),
   });
-  const listener = async (request: Request, response: Response) => {
+  const onRequest = async (request: Request, response: Response) => {
     try {
       // Before a byte of the body is read: connect-node decodes first.
-      if (request.method === 'POST') await path.authenticate(request.headers.authorization);
+      if (request.method === 'POST') await path.authenticate(request.headers.authorization, peerOf(request));
     } catch (error) {
       refuse(request, response, error instanceof DispatchError ? error : undefined);
       return;
@@ -76,11 +86,11 @@ export async function startConnectServer(
   };
   const http1 = createHttp1Server(
     { headersTimeout: 15_000, requestTimeout: 60_000, keepAliveTimeout: 65_000 },
-    listener,
+    onRequest,
   );
   const http2 = createHttp2Server({ settings: { maxConcurrentStreams: MAX_STREAMS } });
   // The compatibility API of http2 has the same requests and responses; its types differ in details not used here.
-  http2.on('request', listener as never);
+  http2.on('request', onRequest as never);
   // Node watches the deadlines of a server's connections from 'listening' on; this one never listens by itself.
   http1.emit('listening');
   const sessions = new Set<{ close: () => void; destroy: () => void }>();
@@ -90,22 +100,18 @@ export async function startConnectServer(
     session.once('close', () => sessions.delete(session));
     session.on('error', () => {}); // a client that breaks its session loses it; nothing of ours is lost
   });
-  const sockets = new Set<Socket>();
-  const tcp = createTcpServer({ noDelay: true, pauseOnConnect: false }, (socket) => {
-    sockets.add(socket);
-    socket.once('close', () => sockets.delete(socket));
-    socket.on('error', () => socket.destroy());
-    sniff(socket, (isHttp2) => (isHttp2 ? http2 : http1).emit('connection', socket));
+  const serve = (socket: Socket, isHttp2: boolean) => (isHttp2 ? http2 : http1).emit('connection', socket);
+  const listener = await openListener({
+    ...address,
+    alpn: ['h2', 'http/1.1'],
+    onSocket: (socket, protocol) => {
+      if (protocol !== undefined) serve(socket, protocol === 'h2');
+      else sniff(socket, (isHttp2) => serve(socket, isHttp2));
+    },
   });
-  const port = await new Promise<number>((done, fail) => {
-    tcp.once('error', fail);
-    tcp.listen(address.port, address.host, () => {
-      const bound = tcp.address();
-      done(typeof bound === 'object' && bound !== null ? bound.port : address.port);
-    });
-  });
+  const { sockets } = listener;
   return {
-    port,
+    port: listener.port,
     close: (graceMs) =>
       new Promise((done) => {
         const timer = setTimeout(() => {
@@ -113,7 +119,7 @@ export async function startConnectServer(
           for (const session of sessions) session.destroy();
           for (const socket of sockets) socket.destroy();
         }, graceMs);
-        tcp.close(() => {
+        void listener.close().then(() => {
           clearTimeout(timer);
           done();
         });
@@ -124,6 +130,26 @@ export async function startConnectServer(
         http1.keepAliveTimeout = 1;
         for (const socket of sockets) if (socket.bytesRead === 0) socket.destroy();
       }),
+  };
+}
+
+const PEER = createContextKey('', { description: 'the caller’s IP address' });
+
+const peerOf = (request: Request): string => request.socket?.remoteAddress ?? '';
+
+/** A body that cannot be decompressed is its sender's mistake; connect-node says INTERNAL to some of them. */
+function callersFault(compression: typeof compressionGzip): typeof compressionGzip {
+  return {
+    ...compression,
+    decompress: async (bytes, maxBytes) => {
+      try {
+        return await compression.decompress(bytes, maxBytes);
+      } catch (error) {
+        const known = ConnectError.from(error);
+        if (known.code !== Code.Internal) throw known;
+        throw new ConnectError('the body cannot be decompressed', Code.InvalidArgument);
+      }
+    },
   };
 }
 
@@ -141,13 +167,18 @@ function refuse(request: Request, response: Response, known: DispatchError | und
     return;
   }
   const close = request.httpVersionMajor === 1 ? { connection: 'close' } : {};
-  response.writeHead(known === undefined ? 503 : 401, { 'content-type': 'application/json', ...close });
+  response.writeHead(known === undefined ? 503 : known.code === 'UNAUTHENTICATED' ? 401 : 429, {
+    'content-type': 'application/json',
+    ...close,
+  });
   response.end(JSON.stringify({ code: error.code.toLowerCase(), message: error.message }));
 }
 
 /** Tells HTTP/2 from HTTP/1.1 by the first bytes, and puts them back. */
 function sniff(socket: Socket, decided: (isHttp2: boolean) => void): void {
-  socket.setTimeout(PREFACE_MS, () => socket.destroy());
+  // A first word that is never finished counts as silence.
+  const timer = setTimeout(() => socket.destroy(), PREFACE_MS);
+  socket.once('close', () => clearTimeout(timer));
   let seen: Buffer = Buffer.alloc(0);
   const look = (chunk: Buffer) => {
     seen = seen.length === 0 ? chunk : Buffer.concat([seen, chunk]);
@@ -156,8 +187,7 @@ function sniff(socket: Socket, decided: (isHttp2: boolean) => void): void {
     if (maybe && head.length < HTTP2_PREFACE.length) return;
     socket.off('data', look);
     socket.pause();
-    socket.setTimeout(0);
-    socket.removeAllListeners('timeout');
+    clearTimeout(timer);
     socket.unshift(seen);
     decided(maybe);
     // HTTP/1.1 reads what was put back as it flows; an HTTP/2 session fetches it by itself.
@@ -218,6 +248,7 @@ function unlessAborted<T>(answer: Promise<T>, signal: AbortSignal): Promise<T> {
 function transportCall(context: HandlerContext): TransportCall {
   return {
     authorization: context.requestHeader.get('authorization') ?? undefined,
+    address: context.values.get(PEER),
     isLive: () => !context.signal.aborted,
   };
 }

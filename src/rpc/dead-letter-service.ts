@@ -71,7 +71,9 @@ export function createDeadLetterService(deps: DeadLetterServiceDeps) {
 
     async replayDeadLetter(request, context) {
       const tenantId = tenantOf(context);
-      const subscriptionId = await replayDeadLetter(db, tenantId, parseDeliveryId(request.deliveryId));
+      const id = parseDeliveryId(request.deliveryId);
+      const audited = db.audited(context.change('dead_letter.replay', id));
+      const subscriptionId = await replayDeadLetter(audited, tenantId, id);
       deps.ready(tenantId, subscriptionId);
       return {};
     },
@@ -79,7 +81,8 @@ export function createDeadLetterService(deps: DeadLetterServiceDeps) {
     async replayDeadLetters(request, context) {
       const tenantId = tenantOf(context);
       const replayId = deps.ids.next<ReplayId>('rpl');
-      const replay = await createReplay(db, tenantId, replayId, toFilter(request.filter));
+      const audited = db.audited(context.change('dead_letters.replay', replayId));
+      const replay = await createReplay(audited, tenantId, replayId, toFilter(request.filter));
       deps.changed(tenantId);
       return { replay: replayToWire(replay) };
     },
@@ -102,7 +105,10 @@ export function createDeadLetterService(deps: DeadLetterServiceDeps) {
         request.filter === undefined
           ? { deliveryIds: deliveryIds.map((id, i) => parseDeliveryId(id, `delivery_ids[${i}]`)) }
           : { filter: toFilter(request.filter) };
-      return { discardedCount: await discardDeadLetters(db, tenantOf(context), which) };
+      const detail = 'filter' in which ? { byFilter: true } : { count: which.deliveryIds.length };
+      const resource = 'filter' in which ? '' : (which.deliveryIds[0] ?? '');
+      const audited = db.audited(context.change('dead_letters.discard', resource, detail));
+      return { discardedCount: await discardDeadLetters(audited, tenantOf(context), which) };
     },
   });
 }

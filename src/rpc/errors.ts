@@ -1,7 +1,12 @@
 // The one place where errors become wire codes and google.rpc details.
 import { create, type DescMessage, type MessageInitShape, toBinary } from '@bufbuild/protobuf';
 import { anyPack, durationFromMs } from '@bufbuild/protobuf/wkt';
-import { BadRequestSchema, ErrorInfoSchema, RetryInfoSchema } from '../../gen/google/rpc/error_details_pb.ts';
+import {
+  BadRequestSchema,
+  ErrorInfoSchema,
+  QuotaFailureSchema,
+  RetryInfoSchema,
+} from '../../gen/google/rpc/error_details_pb.ts';
 import { StatusSchema } from '../../gen/google/rpc/status_pb.ts';
 import { DispatchError, type ErrorCode } from '../domain/errors.ts';
 
@@ -52,8 +57,29 @@ export function detailsOf(error: DispatchError): Detail[] {
     };
     details.push({ desc: RetryInfoSchema, value });
   }
+  if (error.quota !== undefined) {
+    const { tenantId, quota, limit, used } = error.quota;
+    const violation = {
+      subject: `tenant:${tenantId}`,
+      description: error.message,
+      apiService: 'dispatch',
+      quotaId: quota,
+      quotaValue: BigInt(Math.floor(limit)),
+      quotaDimensions: { limit: String(limit), used: String(used) },
+    };
+    const value: MessageInitShape<typeof QuotaFailureSchema> = { violations: [violation] };
+    details.push({ desc: QuotaFailureSchema, value });
+  }
   if (error.reason !== undefined) {
-    const value: MessageInitShape<typeof ErrorInfoSchema> = { reason: error.reason, domain: 'dispatch' };
+    const metadata: Record<string, string> =
+      error.quota === undefined
+        ? {}
+        : { quota: error.quota.quota, limit: String(error.quota.limit), used: String(error.quota.used) };
+    const value: MessageInitShape<typeof ErrorInfoSchema> = {
+      reason: error.reason,
+      domain: 'dispatch',
+      metadata,
+    };
     details.push({ desc: ErrorInfoSchema, value });
   }
   return details;

@@ -104,13 +104,17 @@ export function createEventService(deps: EventServiceDeps) {
 
     async retryDelivery(request, context) {
       const tenantId = tenantOf(context);
-      const delivery = await retryDelivery(db, tenantId, parseDeliveryId(request.deliveryId));
+      const id = parseDeliveryId(request.deliveryId);
+      const audited = db.audited(context.change('delivery.retry', id));
+      const delivery = await retryDelivery(audited, tenantId, id);
       deps.ready(tenantId, delivery.subscriptionId);
       return { delivery: deliveryToWire(delivery) };
     },
 
     async cancelDelivery(request, context) {
-      const delivery = await cancelDelivery(db, tenantOf(context), parseDeliveryId(request.deliveryId));
+      const id = parseDeliveryId(request.deliveryId);
+      const audited = db.audited(context.change('delivery.cancel', id));
+      const delivery = await cancelDelivery(audited, tenantOf(context), id);
       return { delivery: deliveryToWire(delivery) };
     },
   });

@@ -16,9 +16,12 @@ import {
   Server,
   ServerCredentials,
   type ServerDuplexStream,
+  ServerInterceptingCall,
+  type ServerInterceptor,
   type ServerUnaryCall,
   type ServiceDefinition,
   type StatusObject,
+  status,
   type UntypedServiceImplementation,
 } from '@grpc/grpc-js';
 import { loadSync } from '@grpc/proto-loader';
@@ -27,6 +30,7 @@ import { HealthImplementation, protoPath as healthProto } from 'grpc-health-chec
 import { DispatchError, invalidField } from '../domain/errors.ts';
 import type { BoundService, CallPath, StreamHandler, TransportCall, UnaryHandler } from './call-path.ts';
 import { CODE_NUMBER, statusBytes } from './errors.ts';
+import { type ListenerOptions, openListener } from './listener.ts';
 
 /** Largest request: a full batch. A single event is held to its own limit (1 MiB) by validation. */
 export const MAX_REQUEST_BYTES = 4 * 1024 * 1024;
@@ -42,12 +46,16 @@ export type RpcServer = {
   readonly close: (graceMs: number) => Promise<void>;
 };
 
+/** Where and how a server listens. */
+export type ServerAddress = Pick<ListenerOptions, 'host' | 'port' | 'maxConnections' | 'tls' | 'onReload'>;
+
 export async function startGrpcServer(
   services: readonly BoundService[],
   path: CallPath,
-  address: { readonly host: string; readonly port: number },
+  address: ServerAddress,
 ): Promise<RpcServer> {
   const server = new Server({
+    interceptors: [callersFault],
     'grpc.max_receive_message_length': MAX_REQUEST_BYTES,
     'grpc.max_concurrent_streams': MAX_STREAMS,
     'grpc.max_metadata_size': 16 * 1024,
@@ -60,25 +68,45 @@ export async function startGrpcServer(
   }
   health.addToServer(server);
   addReflection(server, services);
-  const host = address.host.includes(':') ? `[${address.host}]` : address.host;
-  const port = await new Promise<number>((done, fail) => {
-    server.bindAsync(`${host}:${address.port}`, ServerCredentials.createInsecure(), (error, bound) =>
-      error === null ? done(bound) : fail(error),
-    );
+  const injector = server.createConnectionInjector(ServerCredentials.createInsecure());
+  const listener = await openListener({
+    ...address,
+    alpn: ['h2'],
+    onSocket: (socket) => injector.injectConnection(socket),
   });
   return {
-    port,
+    port: listener.port,
     close: (graceMs) =>
       new Promise((done) => {
         health.setStatus('', 'NOT_SERVING');
-        const timer = setTimeout(() => server.forceShutdown(), graceMs);
-        server.tryShutdown(() => {
+        const timer = setTimeout(() => {
+          server.forceShutdown();
+          for (const socket of listener.sockets) socket.destroy();
+        }, graceMs);
+        // For injected connections tryShutdown calls back at once: the end of the last socket is what counts.
+        void listener.close().then(() => {
           clearTimeout(timer);
           done();
         });
+        server.tryShutdown(() => {});
+        for (const socket of listener.sockets) if (socket.bytesRead === 0) socket.destroy();
       }),
   };
 }
+
+/** What grpc-js says INTERNAL to although the caller's bytes are what is wrong. */
+const CALLERS_FAULT =
+  /^(?:Failed to decompress message|Invalid grpc-timeout value|Error deserializing request)/;
+
+/** Statuses that grpc-js sends by itself pass through the call it hands to the first interceptor. */
+const callersFault: ServerInterceptor = (_method, call) => {
+  const send = call.sendStatus.bind(call);
+  call.sendStatus = (answer) => {
+    const theirs = answer.code === status.INTERNAL && CALLERS_FAULT.test(String(answer.details));
+    send(theirs ? { ...answer, code: status.INVALID_ARGUMENT } : answer);
+  };
+  return new ServerInterceptingCall(call);
+};
 
 /** Reflection describes the contract as it lies in proto/, comments and all. */
 function addReflection(server: Server, services: readonly BoundService[]): void {
@@ -151,7 +179,17 @@ function transportCall(
   call: ServerUnaryCall<Undecoded, unknown> | ServerDuplexStream<Undecoded, unknown>,
 ): TransportCall {
   const value = call.metadata.get('authorization')[0];
-  return { authorization: value === undefined ? undefined : String(value), isLive: () => !call.cancelled };
+  return {
+    authorization: value === undefined ? undefined : String(value),
+    address: addressOf(call.getPeer()),
+    isLive: () => !call.cancelled,
+  };
+}
+
+/** The address of `address:port`, in which grpc-js leaves IPv6 without brackets. */
+function addressOf(peer: string): string {
+  const colon = peer.lastIndexOf(':');
+  return colon < 0 ? peer : peer.slice(0, colon);
 }
 
 function statusOf(error: DispatchError): Partial<StatusObject> {

@@ -19,3 +19,9 @@ export function optionalPattern(pattern: string, field: string): string | undefi
   if (problem !== undefined) throw invalidField(field, problem);
   return pattern;
 }
+
+/** A filter of free text, at most 512 characters; INVALID_ARGUMENT for one that cannot be stored. */
+export function shortText(text: string, field: string): string {
+  if (text.length <= 512 && !text.includes('\0')) return text;
+  throw invalidField(field, 'must be at most 512 characters without NUL');
+}

@@ -1,6 +1,6 @@
 // PublishService: from the wire to the group commit and back.
 import type { MessageInitShape } from '@bufbuild/protobuf';
-import { timestampMs } from '@bufbuild/protobuf/wkt';
+import { durationFromMs, timestampMs } from '@bufbuild/protobuf/wkt';
 import type { EventInput } from '../../gen/dispatch/v1/event_pb.ts';
 import { type PublishResultSchema, PublishService } from '../../gen/dispatch/v1/publish_service_pb.ts';
 import { DispatchError, invalidField } from '../domain/errors.ts';
@@ -111,13 +111,15 @@ function eventTenant(
   ofEvent: string,
   path: string,
 ): TenantId {
-  if (context.principal.kind === 'tenant') return ownTenant(context.principal.tenantId, ofEvent);
+  const own = context.principal.tenantId;
+  if (own !== undefined) return ownTenant(own, ofEvent);
   if (ofEvent !== '') return parseTenantId(ofEvent, `${path}.tenant_id`);
   return ofRequest ?? parseTenantId('', 'tenant_id');
 }
 
 function streamTenant(context: CallContext, requested: string): TenantId | undefined {
-  if (context.principal.kind === 'tenant') return ownTenant(context.principal.tenantId, requested);
+  const own = context.principal.tenantId;
+  if (own !== undefined) return ownTenant(own, requested);
   return requested === '' ? undefined : parseTenantId(requested);
 }
 
@@ -144,9 +146,16 @@ function toResult(outcome: PublishOutcome): Result {
   if (outcome.ok) return { result: { case: 'ok', value: outcome.published } };
   const { error } = outcome;
   const field = error.violations[0]?.field ?? '';
-  return {
-    result: { case: 'error', value: { code: CODE_NUMBER[error.code], message: error.message, field } },
+  const { message, reason, quota, retryAfterMs } = error;
+  const value = {
+    code: CODE_NUMBER[error.code],
+    message,
+    field,
+    reason: reason ?? '',
+    quota: quota?.quota ?? '',
+    ...(retryAfterMs === undefined ? {} : { retryDelay: durationFromMs(retryAfterMs) }),
   };
+  return { result: { case: 'error', value } };
 }
 
 function outcomeName(outcome: PublishOutcome): 'stored' | 'duplicate' | 'refused' | 'failed' {

@@ -1,17 +1,15 @@
-// SubscriptionService: validation, and the contract's messages to and from the domain's.
-import { create, type MessageInitShape } from '@bufbuild/protobuf';
-import { type Duration, durationFromMs, durationMs, timestampFromMs } from '@bufbuild/protobuf/wkt';
+// SubscriptionService: subscriptions, their secrets and credentials.
+import { durationFromMs, timestampFromMs } from '@bufbuild/protobuf/wkt';
 import {
-  Jitter,
-  SubscriptionSchema,
   SubscriptionService,
-  type RetryPolicy as WireRetryPolicy,
+  SignatureScheme as WireScheme,
   SubscriptionState as WireState,
   type Subscription as WireSubscription,
 } from '../../gen/dispatch/v1/subscription_service_pb.ts';
-import { DEFAULT_RETRY_POLICY, type RetryPolicy } from '../domain/backoff.ts';
+import type { TestResult } from '../delivery/test-delivery.ts';
+import { type EndpointCredentials, NO_CREDENTIALS } from '../domain/credentials.ts';
 import { invalidField, Violations } from '../domain/errors.ts';
-import { checkMetadata } from '../domain/event.ts';
+import { eventTypeProblem } from '../domain/event-type.ts';
 import {
   encodeId,
   type IdSource,
@@ -21,57 +19,136 @@ import {
   uuidOf,
 } from '../domain/ids.ts';
 import { isUuid, pageToken, parsePage } from '../domain/page.ts';
+import type { Quota } from '../domain/quota.ts';
 import { type MasterKeys, seal } from '../domain/sealing.ts';
-import { formatSecret, parseSecret } from '../domain/signature.ts';
 import {
-  checkAttemptTimeout,
-  checkDescription,
-  checkEventTypes,
-  checkHeaders,
-  checkRetryPolicy,
-  DEFAULT_ATTEMPT_TIMEOUT_MS,
-  DEFAULT_OVERLAP_MS,
-  MAX_OVERLAP_MS,
-  type Subscription,
-  type SubscriptionSettings,
-  type SubscriptionState,
-  urlProblem,
-} from '../domain/subscription.ts';
+  formatPublicKey,
+  formatSecret,
+  parseSecret,
+  publicKeyOf,
+  type SignatureScheme,
+} from '../domain/signature.ts';
+import { DEFAULT_OVERLAP_MS, MAX_OVERLAP_MS, type Subscription, urlProblem } from '../domain/subscription.ts';
 import type { AddressGuard } from '../egress/guard.ts';
 import type { Database } from '../storage/database.ts';
 import {
+  type CredentialsChange,
   createSubscription,
   deleteSubscription,
   getSubscription,
   listSubscriptions,
   type NewSecret,
   rotateSecret,
+  type SubscriptionChange,
   setSubscriptionState,
   updateSubscription,
 } from '../storage/subscriptions.ts';
+import { openCredentials } from '../storage/tenant-configs.ts';
+import { getOwnQuota } from '../storage/tenants.ts';
 import { bindService, tenantOf } from './call-path.ts';
+import {
+  ALL_FIELDS,
+  checkEnums,
+  checkSettings,
+  type JudgeUrl,
+  merge,
+  msOf,
+  parseEtag,
+  parseMask,
+  SERVER_SET,
+  type SettingsField,
+  STATE_NAMES,
+  schemeOf,
+  toCredentials,
+  toSettings,
+  toWire,
+} from './subscription-messages.ts';
 
 export type SubscriptionServiceDeps = {
   readonly db: Database;
   readonly guard: AddressGuard;
   readonly masterKeys: MasterKeys;
+  readonly defaultQuota: Quota;
   readonly ids: IdSource;
   readonly randomBytes: (size: number) => Buffer;
+  /** Ms since 1970. */
+  readonly now: () => number;
   /** Tells every instance that a tenant's subscriptions changed. */
   readonly changed: (tenantId: TenantId) => void;
   /** Says that a queue that was held back may go on. */
   readonly ready: (tenantId: TenantId, subscriptionId: SubscriptionId) => void;
+  /** Sends a test event to a subscription's endpoint. */
+  readonly test: (
+    tenantId: TenantId,
+    subscriptionId: SubscriptionId,
+    event: { readonly type: string; readonly payload: Buffer },
+  ) => Promise<TestResult>;
 };
+
+const MAX_TEST_BYTES = 64 * 1024;
+
+/** A secret that was made, as it is stored and as it is shown. */
+type MadeSecret = { readonly stored: NewSecret; readonly shown: string };
 
 export function createSubscriptionService(deps: SubscriptionServiceDeps) {
   const { db, guard, changed } = deps;
 
-  function newSecret(tenantId: TenantId, subscriptionId: SubscriptionId, given: string): [string, NewSecret] {
+  function makeSecret(
+    tenantId: TenantId,
+    subscriptionId: SubscriptionId,
+    scheme: SignatureScheme,
+    given: string,
+  ): MadeSecret {
+    if (given !== '' && scheme !== 'v1') {
+      throw invalidField('secret', 'may be given for SIGNATURE_SCHEME_V1 only');
+    }
     const parsed = given === '' ? { key: deps.randomBytes(32) } : parseSecret(given);
     if ('problem' in parsed) throw invalidField('secret', parsed.problem);
     const context = { tenantId, resourceId: subscriptionId, column: 'secret' };
     const sealed = seal(deps.masterKeys, context, parsed.key, deps.randomBytes(12));
-    return [formatSecret(parsed.key), { uuid: uuidOf(encodeId('sec', deps.ids.bytes())), sealed }];
+    const publicKey = scheme === 'v1a' ? publicKeyOf(parsed.key) : undefined;
+    const uuid = uuidOf(encodeId('sec', deps.ids.bytes()));
+    const shown = publicKey === undefined ? formatSecret(parsed.key) : formatPublicKey(publicKey);
+    return { stored: { uuid, scheme, sealed, publicKey }, shown };
+  }
+
+  function sealCredentials(
+    tenantId: TenantId,
+    subscriptionId: SubscriptionId,
+    credentials: EndpointCredentials,
+  ): CredentialsChange {
+    if (credentials.auth === undefined && credentials.tls === undefined) return { sealed: undefined };
+    const context = { tenantId, resourceId: subscriptionId, column: 'credentials' };
+    const plain = Buffer.from(JSON.stringify(credentials), 'utf8');
+    return { sealed: seal(deps.masterKeys, context, plain, deps.randomBytes(12)) };
+  }
+
+  const credentialsOf = (s: Subscription): EndpointCredentials =>
+    s.credentials === undefined
+      ? NO_CREDENTIALS
+      : openCredentials(deps.masterKeys, s.tenantId, s.subscriptionId, s.credentials);
+
+  const shown = (s: Subscription): WireSubscription => toWire(s, credentialsOf(s), deps.now());
+
+  const quotaOf = async (tenantId: TenantId): Promise<Quota> => ({
+    ...deps.defaultQuota,
+    ...(await getOwnQuota(db, tenantId)),
+  });
+
+  const judgeFor =
+    (quota: Quota): JudgeUrl =>
+    (text) =>
+      urlProblem(text) ?? guard.urlProblem(new URL(text), quota.allowHttpEndpoints);
+
+  async function setState(
+    tenantId: TenantId,
+    id: SubscriptionId,
+    state: 'active' | 'paused',
+    audited: Database,
+  ): Promise<Subscription> {
+    const after = await setSubscriptionState(audited, tenantId, id, state, '');
+    changed(tenantId);
+    return after;
   }
 
   return bindService(SubscriptionService, {
@@ -83,27 +160,37 @@ export function createSubscriptionService(deps: SubscriptionServiceDeps) {
       for (const [field, given] of SERVER_SET) {
         wrong.check(!given(input), `subscription.${field}`, 'is set by the server; leave it out');
       }
-      if (input.tenantId !== '') {
-        wrong.check(
-          input.tenantId === tenantId,
-          'subscription.tenant_id',
-          'must be empty or the tenant of the request',
-        );
-      }
+      checkTenant(input, tenantId, wrong);
+      const quota = await quotaOf(tenantId);
+      const judge = judgeFor(quota);
       const settings = toSettings(input);
-      checkJitter(input, wrong);
-      checkSettings(settings, ALL_FIELDS, guard, wrong);
+      checkEnums(input, ALL_FIELDS, wrong);
+      checkSettings(settings, ALL_FIELDS, judge, wrong);
+      const credentials = toCredentials(input, ALL_FIELDS, judge, wrong);
+      checkTlsUrl(settings.url, credentials, wrong);
+      const hasV1 = settings.signatureSchemes.includes('v1');
+      wrong.check(request.secret === '' || hasV1, 'secret', 'may be given for SIGNATURE_SCHEME_V1 only');
       wrong.throwIfAny();
-      const subscriptionId = deps.ids.next<SubscriptionId>('sub');
-      const [secret, stored] = newSecret(tenantId, subscriptionId, request.secret);
-      const created = await createSubscription(db, tenantId, subscriptionId, settings, stored);
+      const id = deps.ids.next<SubscriptionId>('sub');
+      const made = settings.signatureSchemes.map((scheme) =>
+        makeSecret(tenantId, id, scheme, scheme === 'v1' ? request.secret : ''),
+      );
+      const created = await createSubscription(
+        db.audited(context.change('subscription.create', id)),
+        tenantId,
+        id,
+        settings,
+        made.map((m) => m.stored),
+        sealCredentials(tenantId, id, credentials),
+        quota.maxSubscriptions,
+      );
       changed(tenantId);
-      return { subscription: toWire(created), secret };
+      return { subscription: shown(created), secret: secretOf(made) };
     },
 
     async getSubscription(request, context) {
       const id = parseSubscriptionId(request.subscriptionId);
-      return { subscription: toWire(await getSubscription(db, tenantOf(context), id)) };
+      return { subscription: shown(await getSubscription(db, tenantOf(context), id)) };
     },
 
     async listSubscriptions(request, context) {
@@ -115,11 +202,11 @@ export function createSubscriptionService(deps: SubscriptionServiceDeps) {
       const scope = `subscriptions/${tenantId}/${state ?? ''}`;
       const page = parsePage(request, scope, 500, isUuid);
       const rows = await listSubscriptions(db, tenantId, page, state);
-      const shown = rows.slice(0, page.size);
-      const last = shown[shown.length - 1];
+      const onPage = rows.slice(0, page.size);
+      const last = onPage[onPage.length - 1];
       const more = rows.length > page.size && last !== undefined;
       return {
-        subscriptions: shown.map(toWire),
+        subscriptions: onPage.map(shown),
         nextPageToken: more ? pageToken(scope, uuidOf(last.subscriptionId)) : '',
       };
     },
@@ -129,43 +216,60 @@ export function createSubscriptionService(deps: SubscriptionServiceDeps) {
       const input = request.subscription;
       if (input === undefined) throw invalidField('subscription', 'is required');
       const id = parseSubscriptionId(input.subscriptionId, 'subscription.subscription_id');
-      const version = parseEtag(input.etag, 'subscription.etag');
       const fields = parseMask(request.updateMask?.paths ?? []);
+      const version = parseEtag(input.etag, 'subscription.etag');
+      const judge = judgeFor(await quotaOf(tenantId));
       const given = toSettings(input);
       const wrong = new Violations();
-      if (fields.has('retryPolicy')) checkJitter(input, wrong);
-      checkSettings(given, fields, guard, wrong);
-      wrong.throwIfAny();
-      const updated = await updateSubscription(db, tenantId, id, version, (before) =>
-        merge(before, given, fields),
-      );
+      checkTenant(input, tenantId, wrong);
+      checkEnums(input, fields, wrong);
+      const credentials = toCredentials(input, fields, judge, wrong);
+      let made: MadeSecret[] = [];
+      const change = (before: Subscription): SubscriptionChange => {
+        const settings = merge(before, given, fields);
+        const after = mergeCredentials(credentialsOf(before), credentials, fields);
+        checkSettings(settings, fields, judge, wrong);
+        checkTlsUrl(settings.url, after, wrong);
+        wrong.throwIfAny();
+        const added = settings.signatureSchemes.filter((scheme) => !before.signatureSchemes.includes(scheme));
+        made = added.map((scheme) => makeSecret(tenantId, id, scheme, ''));
+        const touched = fields.has('auth') || fields.has('tls');
+        return {
+          settings,
+          credentials: touched ? sealCredentials(tenantId, id, after) : 'unchanged',
+          secrets: made.map((m) => m.stored),
+        };
+      };
+      const detail = { fields: (request.updateMask?.paths ?? []).join(',') };
+      const audited = db.audited(context.change('subscription.update', id, detail));
+      const updated = await updateSubscription(audited, tenantId, id, version, change);
       changed(tenantId);
-      return { subscription: toWire(updated) };
+      deps.ready(tenantId, id); // a limit may have gone
+      return { subscription: shown(updated), secret: secretOf(made) };
     },
 
     async deleteSubscription(request, context) {
       const tenantId = tenantOf(context);
       const id = parseSubscriptionId(request.subscriptionId);
-      await deleteSubscription(db, tenantId, id, parseEtag(request.etag, 'etag'));
+      const audited = db.audited(context.change('subscription.delete', id));
+      await deleteSubscription(audited, tenantId, id, parseEtag(request.etag, 'etag'));
       changed(tenantId);
       return {};
     },
 
     async pauseSubscription(request, context) {
-      const tenantId = tenantOf(context);
       const id = parseSubscriptionId(request.subscriptionId);
-      const paused = await setSubscriptionState(db, tenantId, id, 'paused', '');
-      changed(tenantId);
-      return { subscription: toWire(paused) };
+      const audited = db.audited(context.change('subscription.pause', id));
+      return { subscription: shown(await setState(tenantOf(context), id, 'paused', audited)) };
     },
 
     async resumeSubscription(request, context) {
       const tenantId = tenantOf(context);
       const id = parseSubscriptionId(request.subscriptionId);
-      const resumed = await setSubscriptionState(db, tenantId, id, 'active', '');
-      changed(tenantId);
+      const audited = db.audited(context.change('subscription.resume', id));
+      const resumed = await setState(tenantId, id, 'active', audited);
       deps.ready(tenantId, id);
-      return { subscription: toWire(resumed) };
+      return { subscription: shown(resumed) };
     },
 
     async rotateSecret(request, context) {
@@ -175,186 +279,61 @@ export function createSubscriptionService(deps: SubscriptionServiceDeps) {
       if (!(overlapMs >= 0 && overlapMs <= MAX_OVERLAP_MS)) {
         throw invalidField('overlap', 'must be a duration between 0s and 604800s (7 days)');
       }
-      const [secret, stored] = newSecret(tenantId, id, request.secret);
-      const { previousExpireAtMs } = await rotateSecret(db, tenantId, id, overlapMs, stored);
+      const { signatureSchemes } = await getSubscription(db, tenantId, id);
+      const asked = schemeOf(request.scheme);
+      const scheme = asked ?? (signatureSchemes.includes('v1') ? 'v1' : 'v1a');
+      const isKnown = request.scheme === WireScheme.UNSPECIFIED || asked !== undefined;
+      if (!isKnown || !signatureSchemes.includes(scheme)) {
+        throw invalidField('scheme', 'must be one of the subscription’s signature_schemes, or left out');
+      }
+      const { stored, shown: text } = makeSecret(tenantId, id, scheme, request.secret);
+      const audited = db.audited(context.change('subscription.rotate_secret', id, { scheme, overlapMs }));
+      const { previousExpireAtMs } = await rotateSecret(audited, tenantId, id, overlapMs, stored);
       changed(tenantId);
-      return { secret, previousExpireTime: timestampFromMs(previousExpireAtMs) };
+      const previousExpireTime = timestampFromMs(previousExpireAtMs);
+      return scheme === 'v1' ? { secret: text, previousExpireTime } : { publicKey: text, previousExpireTime };
+    },
+
+    async testSubscription(request, context) {
+      const tenantId = tenantOf(context);
+      const id = parseSubscriptionId(request.subscriptionId);
+      const type = request.eventType === '' ? 'dispatch.test' : request.eventType;
+      const wrong = new Violations();
+      // The default lies in the name space that events of tenants may not have.
+      const typeProblem = request.eventType === '' ? undefined : eventTypeProblem(type);
+      if (typeProblem !== undefined) wrong.add('event_type', typeProblem);
+      const { length } = request.payload;
+      wrong.check(length <= MAX_TEST_BYTES, 'payload', `has ${length} bytes; at most ${MAX_TEST_BYTES}`);
+      wrong.throwIfAny();
+      const payload = length > 0 ? Buffer.from(request.payload) : Buffer.from('{"test":true}');
+      await getSubscription(db.audited(context.change('subscription.test', id)), tenantId, id);
+      const { durationMs, ...result } = await deps.test(tenantId, id, { type, payload });
+      return { ...result, duration: durationFromMs(durationMs) };
     },
   });
 }
 
-const SERVER_SET: readonly (readonly [string, (s: WireSubscription) => boolean])[] = [
-  ['subscription_id', (s) => s.subscriptionId !== ''],
-  ['state', (s) => s.state !== WireState.UNSPECIFIED],
-  ['disabled_reason', (s) => s.disabledReason !== ''],
-  ['etag', (s) => s.etag !== ''],
-  ['create_time', (s) => s.createTime !== undefined],
-  ['update_time', (s) => s.updateTime !== undefined],
-];
-
-type SettingsField = keyof SubscriptionSettings;
-const FIELD_OF_PATH: Readonly<Record<string, SettingsField>> = {
-  url: 'url',
-  event_types: 'eventTypes',
-  description: 'description',
-  headers: 'headers',
-  retry_policy: 'retryPolicy',
-  attempt_timeout: 'attemptTimeoutMs',
-  metadata: 'metadata',
-};
-const ALL_FIELDS: ReadonlySet<SettingsField> = new Set(Object.values(FIELD_OF_PATH));
-
-function parseMask(paths: readonly string[]): ReadonlySet<SettingsField> {
-  const known = Object.keys(FIELD_OF_PATH).join(', ');
-  if (paths.length === 0) throw invalidField('update_mask', `is required: any of ${known}`);
-  const fields = new Set<SettingsField>();
-  for (const path of paths) {
-    const field = Object.hasOwn(FIELD_OF_PATH, path) ? FIELD_OF_PATH[path] : undefined;
-    if (field === undefined)
-      throw invalidField('update_mask', `has "${path.slice(0, 64)}"; it may have ${known}`);
-    fields.add(field);
-  }
-  return fields;
+function checkTenant(input: WireSubscription, tenantId: TenantId, wrong: Violations): void {
+  const ok = input.tenantId === '' || input.tenantId === tenantId;
+  wrong.check(ok, 'subscription.tenant_id', 'must be empty or the tenant of the request');
 }
 
-function parseEtag(etag: string, field: string): number | undefined {
-  if (etag === '') return undefined;
-  if (!/^[1-9]\d{0,14}$/.test(etag))
-    throw invalidField(field, 'is not an etag of a subscription; pass one that was read');
-  return Number(etag);
+function checkTlsUrl(url: string, { tls }: EndpointCredentials, wrong: Violations): void {
+  const ok = tls === undefined || !/^http:/i.test(url.trim());
+  wrong.check(ok, 'subscription.tls', 'is for https endpoints only');
 }
 
-function toSettings(input: WireSubscription): SubscriptionSettings {
-  const { attemptTimeout } = input;
-  return {
-    url: input.url,
-    eventTypes: input.eventTypes,
-    description: input.description,
-    headers: input.headers,
-    retryPolicy: input.retryPolicy === undefined ? undefined : toPolicy(input.retryPolicy),
-    attemptTimeoutMs: attemptTimeout === undefined ? DEFAULT_ATTEMPT_TIMEOUT_MS : msOf(attemptTimeout),
-    metadata: input.metadata,
-  };
-}
-
-function checkSettings(
-  settings: SubscriptionSettings,
+function mergeCredentials(
+  before: EndpointCredentials,
+  given: EndpointCredentials,
   fields: ReadonlySet<SettingsField>,
-  guard: AddressGuard,
-  wrong: Violations,
-): void {
-  const at = 'subscription';
-  if (fields.has('url')) {
-    const problem = urlProblem(settings.url) ?? guard.urlProblem(new URL(settings.url));
-    if (problem !== undefined) wrong.add(`${at}.url`, problem);
-  }
-  if (fields.has('eventTypes')) checkEventTypes(settings.eventTypes, `${at}.event_types`, wrong);
-  if (fields.has('description')) checkDescription(settings.description, 512, `${at}.description`, wrong);
-  if (fields.has('headers')) checkHeaders(settings.headers, `${at}.headers`, wrong);
-  if (fields.has('retryPolicy') && settings.retryPolicy !== undefined) {
-    checkRetryPolicy(settings.retryPolicy, `${at}.retry_policy`, wrong);
-  }
-  if (fields.has('attemptTimeoutMs'))
-    checkAttemptTimeout(settings.attemptTimeoutMs, `${at}.attempt_timeout`, wrong);
-  if (fields.has('metadata')) checkMetadata(settings.metadata, `${at}.metadata`, wrong);
-}
-
-function merge(
-  before: SubscriptionSettings,
-  given: SubscriptionSettings,
-  fields: ReadonlySet<SettingsField>,
-): SubscriptionSettings {
-  const pick = <F extends SettingsField>(field: F): SubscriptionSettings[F] =>
-    fields.has(field) ? given[field] : before[field];
+): EndpointCredentials {
   return {
-    url: pick('url'),
-    eventTypes: pick('eventTypes'),
-    description: pick('description'),
-    headers: pick('headers'),
-    retryPolicy: pick('retryPolicy'),
-    attemptTimeoutMs: pick('attemptTimeoutMs'),
-    metadata: pick('metadata'),
+    auth: fields.has('auth') ? given.auth : before.auth,
+    tls: fields.has('tls') ? given.tls : before.tls,
   };
 }
 
-function checkJitter(input: WireSubscription, wrong: Violations): void {
-  const known = [Jitter.UNSPECIFIED, Jitter.FULL, Jitter.NONE] as const;
-  const ok = known.some((jitter) => jitter === (input.retryPolicy?.jitter ?? Jitter.UNSPECIFIED));
-  wrong.check(ok, 'subscription.retry_policy.jitter', 'must be JITTER_FULL or JITTER_NONE, or left out');
-}
-
-/** Whole milliseconds; missing durations become NaN, which no check lets pass. */
-const msOf = (duration: Duration | undefined) =>
-  duration === undefined ? Number.NaN : Math.round(durationMs(duration));
-
-function toPolicy(wire: WireRetryPolicy): RetryPolicy {
-  const { schedule } = wire;
-  const rest = {
-    jitter: wire.jitter === Jitter.NONE ? ('none' as const) : ('full' as const),
-    ...(wire.maxAge === undefined ? {} : { maxAgeMs: msOf(wire.maxAge) }),
-  };
-  if (schedule.case === 'exponential') {
-    const { base, factor, cap, maxAttempts } = schedule.value;
-    return {
-      schedule: { kind: 'exponential', baseMs: msOf(base), factor, capMs: msOf(cap), maxAttempts },
-      ...rest,
-    };
-  }
-  if (schedule.case === 'list') {
-    return { schedule: { kind: 'list', delaysMs: schedule.value.delays.map(msOf) }, ...rest };
-  }
-  return { schedule: DEFAULT_RETRY_POLICY.schedule, ...rest };
-}
-
-const STATE_NAMES: Readonly<Record<number, SubscriptionState>> = {
-  [WireState.ACTIVE]: 'active',
-  [WireState.PAUSED]: 'paused',
-  [WireState.DISABLED]: 'disabled',
-};
-const WIRE_STATES: Readonly<Record<SubscriptionState, WireState>> = {
-  active: WireState.ACTIVE,
-  paused: WireState.PAUSED,
-  disabled: WireState.DISABLED,
-};
-
-function toWire(s: Subscription): WireSubscription {
-  const policy = s.retryPolicy === undefined ? {} : { retryPolicy: policyToWire(s.retryPolicy) };
-  return create(SubscriptionSchema, {
-    subscriptionId: s.subscriptionId,
-    tenantId: s.tenantId,
-    url: s.url,
-    eventTypes: [...s.eventTypes],
-    description: s.description,
-    headers: { ...s.headers },
-    ...policy,
-    attemptTimeout: durationFromMs(s.attemptTimeoutMs),
-    metadata: { ...s.metadata },
-    state: WIRE_STATES[s.state],
-    disabledReason: s.disabledReason,
-    etag: String(s.version),
-    createTime: timestampFromMs(s.createdAtMs),
-    updateTime: timestampFromMs(s.updatedAtMs),
-  });
-}
-
-type PolicyInit = NonNullable<MessageInitShape<typeof SubscriptionSchema>['retryPolicy']>;
-
-function policyToWire(policy: RetryPolicy): PolicyInit {
-  const { schedule } = policy;
-  return {
-    jitter: policy.jitter === 'none' ? Jitter.NONE : Jitter.FULL,
-    ...(policy.maxAgeMs === undefined ? {} : { maxAge: durationFromMs(policy.maxAgeMs) }),
-    schedule:
-      schedule.kind === 'list'
-        ? { case: 'list', value: { delays: schedule.delaysMs.map(durationFromMs) } }
-        : {
-            case: 'exponential',
-            value: {
-              base: durationFromMs(schedule.baseMs),
-              factor: schedule.factor,
-              cap: durationFromMs(schedule.capMs),
-              maxAttempts: schedule.maxAttempts,
-            },
-          },
-  };
-}
+/** The secret to show: that of v1; an ed25519 secret never leaves. */
+const secretOf = (made: readonly MadeSecret[]): string =>
+  made.find((m) => m.stored.scheme === 'v1')?.shown ?? '';

@@ -1,6 +1,8 @@
 // Connections to Postgres. Two roles (ADR 0004): `dispatch_engine` runs the statements that work for many tenants,
 // `dispatch_tenant` sees one tenant at a time and nothing without `app.tenant_id`. The login user of the URL owns
 // the tables and is used for migrations and partition DDL only.
+
+import { randomBytes } from 'node:crypto';
 import pg from 'pg';
 import {
   createPool,
@@ -11,8 +13,9 @@ import {
   type Interceptor,
 } from 'slonik';
 import { z } from 'zod';
+import type { Change } from '../domain/audit.ts';
 import { DispatchError } from '../domain/errors.ts';
-import type { TenantId } from '../domain/ids.ts';
+import { createIdSource, type TenantId, uuidOf } from '../domain/ids.ts';
 
 /** SQL with the rows parsed by a schema; `sql.typeAlias('void')` for statements without rows. */
 export const sql = createSqlTag({ typeAliases: { void: z.object({}).strict() } });
@@ -25,8 +28,12 @@ export type Database = AsyncDisposable & {
   readonly engine: pg.Pool;
   /** All other statements over many tenants, as dispatch_engine. */
   readonly many: DatabasePool;
-  /** Runs `work` in one transaction as dispatch_tenant with `app.tenant_id` set: row-level security holds it there. */
+  /**
+   * Runs `work` in one transaction as dispatch_tenant with `app.tenant_id` set: row-level security holds it there.
+   */
   readonly inTenant: <T>(tenantId: TenantId, work: (tx: TenantTransaction) => Promise<T>) => Promise<T>;
+  /** The same database, on which every inTenant() writes this change to the audit log in its transaction. */
+  readonly audited: (change: Change) => Database;
   /** The URL of the owner, for LISTEN, migrations and DDL. */
   readonly ownerUrl: string;
 };
@@ -50,10 +57,12 @@ export async function openDatabase(
   engine.on('error', onIdleError);
   const many = await openSlonik(urlAs(ownerUrl, 'dispatch_engine', ENGINE_SETTINGS), 4, onIdleError);
   const tenant = await openSlonik(urlAs(ownerUrl, 'dispatch_tenant', ''), poolSize, onIdleError);
-  return {
+  const ids = createIdSource(Date.now, randomBytes);
+  const create = (change: Change | undefined): Database => ({
     engine,
     many,
     ownerUrl,
+    audited: create,
     inTenant: (tenantId, work) =>
       tenant.transaction(async (tx) => {
         await tx.query(
@@ -61,12 +70,20 @@ export async function openDatabase(
             z.object({ set_config: z.string() }),
           )`SELECT set_config('app.tenant_id', ${tenantId}, true)`,
         );
-        return work(tx);
+        const result = await work(tx);
+        if (change !== undefined) {
+          await tx.query(sql.typeAlias('void')`
+            INSERT INTO audit_log (tenant_id, id, actor, action, resource, address, detail)
+            VALUES (${tenantId}, ${uuidOf(ids.next('aud'))}, ${change.actor}, ${change.action}, ${change.resource},
+              ${change.address}, ${sql.jsonb(change.detail)})`);
+        }
+        return result;
       }),
     async [Symbol.asyncDispose]() {
       await Promise.all([engine.end(), many.end(), tenant.end()]);
     },
-  };
+  });
+  return create(undefined);
 }
 
 // Queue-like tables change size faster than their statistics: look-ups by key must never turn into scans or merges.

@@ -261,7 +261,7 @@ export async function createReplay(
   replayId: ReplayId,
   filter: DeadLetterFilter,
 ): Promise<Replay> {
-  const row = await db.inTenant(tenantId, async (tx) => {
+  return db.inTenant(tenantId, async (tx) => {
     const running = await tx.oneFirst(sql.type(z.object({ count: z.number() }))`
       SELECT count(*) AS count FROM replays WHERE tenant_id = ${tenantId} AND state = 'running'`);
     if (running >= MAX_RUNNING_REPLAYS) {
@@ -271,13 +271,13 @@ export async function createReplay(
         retryAfterMs: 10_000,
       });
     }
-    return tx.maybeOne(sql.type(replayRow)`
+    const row = await tx.maybeOne(sql.type(replayRow)`
       INSERT INTO replays (tenant_id, id, filter, state)
       SELECT tenant_id, ${uuidOf(replayId)}::uuid, ${sql.jsonb(filter)}, 'running'
       FROM tenants WHERE tenant_id = ${tenantId} AND state <> 'deleting' RETURNING ${REPLAY_COLUMNS}`);
+    if (row === null) throw notFound('tenant', tenantId);
+    return toReplay(row);
   });
-  if (row === null) throw notFound('tenant', tenantId);
-  return toReplay(row);
 }
 
 /** NOT_FOUND if it is not this tenant's. */

@@ -1,5 +1,5 @@
 // The statement that stores events: many tenants, one round trip, one fsynced transaction (promise P1).
-// Runs as dispatch_engine. Tables: tenants (read), idempotency_keys, events, deliveries.
+// Runs as dispatch_engine. Tables: tenants (read), idempotency_keys, events, deliveries, usage.
 import type { Pool } from 'pg';
 import { fingerprintOf, IDEMPOTENCY_HOURS, type NewEvent } from '../domain/event.ts';
 import { type EventId, encodeId, idFromUuid, type TenantId } from '../domain/ids.ts';
@@ -31,12 +31,22 @@ export type IngestDelivery = {
 };
 
 export type IngestBatch = {
-  /** The tenants of the batch and the configuration version that matching was done with. */
-  readonly tenants: ReadonlyMap<TenantId, number>;
+  readonly tenants: ReadonlyMap<TenantId, IngestTenant>;
   readonly events: readonly IngestEvent[];
   /** 16 bytes; written to owned deliveries. */
   readonly lease: Buffer;
   readonly leaseMs: number;
+  /** Where usage is counted: no two commits that run at once have the same. */
+  readonly slot: number;
+};
+
+/** A tenant of a batch. */
+export type IngestTenant = {
+  /** The configuration version that matching was done with. */
+  readonly version: number;
+  /** 0: no limit. */
+  readonly eventsPerDay: number;
+  readonly eventsPerMonth: number;
 };
 
 /** What became of one event. */
@@ -52,40 +62,131 @@ export type IngestResult =
       readonly same: boolean;
     }
   /** The idempotency key was taken and has gone since: try again. Nothing was stored. */
-  | { readonly kind: 'retry' };
+  | { readonly kind: 'retry' }
+  /** The tenant comes near the end of a quota: see ingestNearLimit(). Nothing was stored. */
+  | { readonly kind: 'near' }
+  /** The quota is used up. Nothing was stored. */
+  | {
+      readonly kind: 'over';
+      readonly field: 'eventsPerDay' | 'eventsPerMonth';
+      readonly limit: number;
+      readonly retryAfterMs: number;
+    };
 
 /**
  * Stores a batch. Results come in the order of the events. Within a batch no idempotency key may occur twice.
  * Throws only if the whole batch failed; then nothing was stored, or, if the connection broke at COMMIT, all of it.
  */
-export async function ingest(pool: Pool, batch: IngestBatch): Promise<IngestResult[]> {
+export async function ingest(pool: Pick<Pool, 'query'>, batch: IngestBatch): Promise<IngestResult[]> {
+  return store(pool, batch, [...batch.tenants.values()].some(isCounted));
+}
+
+async function store(
+  pool: Pick<Pool, 'query'>,
+  batch: IngestBatch,
+  limited: boolean,
+): Promise<IngestResult[]> {
   const keyed = batch.events.filter((e) => e.event.idempotencyKey !== '').sort(byKey);
   const deliveries = batch.events.flatMap((e) => e.deliveries.map((d) => ({ ...d, of: e })));
   const values = [
-    textArray([...batch.tenants.keys()]),
-    int8Array([...batch.tenants.values()]),
+    ...tenantColumns(batch),
     ...eventColumns(batch.events),
     ...deliveryColumns(deliveries),
     batch.lease,
     `${batch.leaseMs} ms`,
+    batch.slot,
+    ...countColumns(batch),
+    ...(limited ? limitColumns(batch) : []),
+    ...(keyed.length === 0 ? [] : keyColumns(keyed)),
   ];
-  if (keyed.length === 0) {
-    const { rows } = await pool.query<Row>({ name: 'ingest', text: INGEST, values });
-    const current = new Set(rows.map((row) => row.tenant_id));
-    return batch.events.map((e) => ({ kind: current.has(e.event.tenantId) ? 'stored' : 'stale' }));
-  }
-  const all = [...values, ...keyColumns(keyed)];
-  const { rows } = await pool.query<Row>({ name: 'ingest-keyed', text: INGEST_KEYED, values: all });
-  return keyedResults(pool, batch, keyed, rows);
+  const name = `ingest${limited ? '-limited' : ''}${keyed.length === 0 ? '' : '-keyed'}`;
+  const { rows } = await pool.query<Row>({ name, text: statement(limited, keyed.length > 0), values });
+  const results = await keyedResults(pool, batch, keyed, rows);
+  const near = new Set(rows.filter((row) => row.near).map((row) => row.tenant_id));
+  if (near.size === 0) return results;
+  return results.map((result, i) => (near.has(batch.events[i]!.event.tenantId) ? { kind: 'near' } : result));
 }
 
-type Row = { readonly tenant_id: string; readonly taken: string | null };
+/**
+ * Stores events of one tenant that comes near the end of its day's or month's quota: one transaction at a time, so
+ * that as many are stored as the quota has left, and not one more. The others are `over`; repeats of a key are
+ * answered as ever.
+ */
+export async function ingestNearLimit(pool: Pool, batch: IngestBatch): Promise<IngestResult[]> {
+  const [tenantId, tenant] = [...batch.tenants][0]!;
+  const client = await pool.connect();
+  try {
+    await client.query('BEGIN');
+    await client.query("SELECT pg_advisory_xact_lock(hashtext('dispatch.usage'), hashtext($1))", [tenantId]);
+    const left = await readLeft(client, tenantId, tenant);
+    const keyed = batch.events.filter((e) => e.event.idempotencyKey !== '');
+    const known = await readOwners(client, keyed);
+    const fresh = batch.events.filter((e) => (known.get(e)?.kind ?? 'retry') === 'retry');
+    const events = fresh.slice(0, Math.max(0, left.count));
+    const stored = events.length === 0 ? [] : await store(client, { ...batch, events }, false);
+    await client.query('COMMIT');
+    const of = new Map<IngestEvent, IngestResult>(events.map((e, i) => [e, stored[i]!]));
+    return batch.events.map((e) => of.get(e) ?? (fresh.includes(e) ? left.over : known.get(e)!));
+  } catch (error) {
+    await client.query('ROLLBACK').catch(() => {}); // the connection broke: that is what `error` says
+    throw error;
+  } finally {
+    client.release();
+  }
+}
+
+type Left = { readonly count: number; readonly over: Extract<IngestResult, { kind: 'over' }> };
+
+async function readLeft(
+  client: Pick<Pool, 'query'>,
+  tenantId: TenantId,
+  { eventsPerDay, eventsPerMonth }: IngestTenant,
+): Promise<Left> {
+  const { rows } = await client.query<{ day: string; month: string; day_ms: number; month_ms: number }>({
+    name: 'usage-left',
+    text: `SELECT coalesce(sum(events) FILTER (WHERE hour >= ${DAY}), 0) AS day, coalesce(sum(events), 0) AS month,
+        extract(epoch FROM ${DAY} + interval '1 day' - now())::float8 * 1000 AS day_ms,
+        extract(epoch FROM ${MONTH} + interval '1 month' - now())::float8 * 1000 AS month_ms
+      FROM usage WHERE tenant_id = $1 AND hour >= ${MONTH}`,
+    values: [tenantId],
+  });
+  const row = rows[0]!;
+  const ofDay = eventsPerDay === 0 ? Number.POSITIVE_INFINITY : eventsPerDay - Number(row.day);
+  const ofMonth = eventsPerMonth === 0 ? Number.POSITIVE_INFINITY : eventsPerMonth - Number(row.month);
+  const over =
+    ofMonth <= ofDay
+      ? { field: 'eventsPerMonth' as const, limit: eventsPerMonth, retryAfterMs: row.month_ms }
+      : { field: 'eventsPerDay' as const, limit: eventsPerDay, retryAfterMs: row.day_ms };
+  return { count: Math.min(ofDay, ofMonth), over: { kind: 'over', ...over } };
+}
+
+const isCounted = (tenant: IngestTenant) => tenant.eventsPerDay > 0 || tenant.eventsPerMonth > 0;
+
+type Row = { readonly tenant_id: string; readonly taken: string | null; readonly near: boolean };
+
+const DAY = "date_trunc('day', now(), 'UTC')";
+const MONTH = "date_trunc('month', now(), 'UTC')";
 
 // `known` holds the tenants whose configuration is still the one that was matched with: a subscription that was
 // created, on any instance, before this statement began is never missed.
 const KNOWN = `known AS MATERIALIZED (
     SELECT t.tenant_id FROM unnest($1::text[], $2::int8[]) AS k (tenant_id, version)
     JOIN tenants t ON t.tenant_id = k.tenant_id AND t.config_version = k.version AND t.state = 'active')`;
+// The same less those that might go over a quota of events: they go one by one, see ingestNearLimit(). Commits that
+// run beside each other do not see each other's events: the margin ($26) keeps room for all that can be under way.
+const KNOWN_AND_FAR = `current AS MATERIALIZED (
+    SELECT t.tenant_id, k.events, k.per_day, k.per_month
+    FROM unnest($1::text[], $2::int8[], $21::int8[], $24::int8[], $25::int8[])
+      AS k (tenant_id, version, events, per_day, per_month)
+    JOIN tenants t ON t.tenant_id = k.tenant_id AND t.config_version = k.version AND t.state = 'active'),
+  known AS MATERIALIZED (
+    SELECT c.tenant_id FROM current c
+    LEFT JOIN LATERAL (
+      SELECT coalesce(sum(u.events) FILTER (WHERE u.hour >= ${DAY}), 0) AS day, coalesce(sum(u.events), 0) AS month
+      FROM usage u WHERE u.tenant_id = c.tenant_id AND u.hour >= ${MONTH} AND (c.per_day > 0 OR c.per_month > 0)) u
+      ON true
+    WHERE (c.per_day = 0 OR u.day + c.events + $26 <= c.per_day)
+      AND (c.per_month = 0 OR u.month + c.events + $26 <= c.per_month))`;
 const EVENT = `unnest($3::text[], $4::uuid[], $5::text[], $6::bytea[], $7::text[], $8::text[], $9::text[], $10::text[],
       $11::text[], $12::float8[]) AS e (tenant_id, id, type, payload, content_type, source, subject, key, metadata, after)`;
 const STORE = `INSERT INTO events
@@ -101,16 +202,25 @@ const QUEUE = `INSERT INTO deliveries (tenant_id, id, subscription_id, run_at, r
     FROM unnest($13::text[], $14::uuid[], $15::uuid[], $16::bool[], $17::float8[])
       AS d (tenant_id, id, subscription_id, owned, after)`;
 
-const INGEST = `WITH ${KNOWN},
-  stored AS (${STORE} WHERE e.tenant_id IN (SELECT tenant_id FROM known)),
-  queued AS (${QUEUE} WHERE d.tenant_id IN (SELECT tenant_id FROM known))
-  SELECT tenant_id, NULL AS taken FROM known`;
+// Usage is counted in a row that only this lane of this instance writes: nobody waits for it.
+const COUNT = `INSERT INTO usage AS u (tenant_id, hour, slot, events, bytes, deliveries)`;
+const ADD = `ON CONFLICT (tenant_id, hour, slot) DO UPDATE SET events = u.events + excluded.events,
+      bytes = u.bytes + excluded.bytes, deliveries = u.deliveries + excluded.deliveries`;
+const HOUR = "date_trunc('hour', now(), 'UTC')";
+
+const UNKEYED = `stored AS (${STORE} WHERE e.tenant_id IN (SELECT tenant_id FROM known)),
+  queued AS (${QUEUE} WHERE d.tenant_id IN (SELECT tenant_id FROM known)),
+  counted AS (${COUNT}
+    SELECT c.tenant_id, ${HOUR}, $20::int4, c.events, c.bytes, c.deliveries
+    FROM unnest($1::text[], $21::int8[], $22::int8[], $23::int8[]) AS c (tenant_id, events, bytes, deliveries)
+    WHERE c.tenant_id IN (SELECT tenant_id FROM known) ${ADD})`;
 
 // Keys are inserted in one order everywhere, so that two instances never wait for each other. An expired key is
-// taken over. The masking of the last 3 bytes of a delivery's id gives its event's id (ADR 0003).
-const INGEST_KEYED = `WITH ${KNOWN},
-  wanted AS MATERIALIZED (
-    SELECT k.* FROM unnest($20::text[], $21::text[], $22::uuid[], $23::bytea[], $24::int4[])
+// taken over. The masking of the last 3 bytes of a delivery's id gives its event's id (ADR 0003). What is counted is
+// what was stored; the last term keeps parameters that only the other form needs.
+const keyedParts = (first: number) => `wanted AS MATERIALIZED (
+    SELECT k.* FROM unnest($${first}::text[], $${first + 1}::text[], $${first + 2}::uuid[], $${first + 3}::bytea[],
+        $${first + 4}::int4[])
       AS k (tenant_id, key, event_id, fingerprint, delivery_count) WHERE k.tenant_id IN (SELECT tenant_id FROM known)),
   taken AS (
     INSERT INTO idempotency_keys AS i (tenant_id, key, event_id, fingerprint, delivery_count, expires_at)
@@ -121,11 +231,63 @@ const INGEST_KEYED = `WITH ${KNOWN},
   free AS MATERIALIZED (
     SELECT tenant_id, event_id FROM wanted EXCEPT SELECT tenant_id, event_id FROM taken),
   stored AS (${STORE} WHERE e.tenant_id IN (SELECT tenant_id FROM known)
-    AND (e.tenant_id, e.id) NOT IN (SELECT tenant_id, event_id FROM free)),
+    AND (e.tenant_id, e.id) NOT IN (SELECT tenant_id, event_id FROM free)
+    RETURNING tenant_id, octet_length(payload) AS bytes),
   queued AS (${QUEUE} WHERE d.tenant_id IN (SELECT tenant_id FROM known)
     AND (d.tenant_id, overlay(uuid_send(d.id) PLACING '\\x000000'::bytea FROM 14)) NOT IN
-      (SELECT tenant_id, uuid_send(event_id) FROM free))
-  SELECT tenant_id, NULL AS taken FROM known UNION ALL SELECT tenant_id, event_id::text FROM taken`;
+      (SELECT tenant_id, uuid_send(event_id) FROM free)
+    RETURNING tenant_id),
+  counted AS (${COUNT}
+    SELECT s.tenant_id, ${HOUR}, $20::int4, count(*), sum(s.bytes),
+      (SELECT count(*) FROM queued q WHERE q.tenant_id = s.tenant_id)
+    FROM stored s
+    WHERE ($21::int8[], $22::int8[], $23::int8[]) IS NOT NULL GROUP BY s.tenant_id ${ADD})`;
+
+/** The statement, with or without quotas of events to look at, with or without idempotency keys. */
+function statement(limited: boolean, keyed: boolean): string {
+  const known = limited ? KNOWN_AND_FAR : KNOWN;
+  const parts = keyed ? keyedParts(limited ? 27 : 24) : UNKEYED;
+  const answer = 'SELECT tenant_id, NULL AS taken, false AS near FROM known';
+  const near = limited
+    ? ` UNION ALL SELECT tenant_id, NULL, true FROM (SELECT tenant_id FROM current EXCEPT SELECT tenant_id FROM known) n`
+    : '';
+  const taken = keyed ? ' UNION ALL SELECT tenant_id, event_id::text, false FROM taken' : '';
+  return `WITH ${known}, ${parts} ${answer}${near}${taken}`;
+}
+
+/** Events that other commits may have under way when a quota is looked at: 3 lanes of 500 on 32 instances. */
+const MARGIN = 3 * 500 * 32;
+
+function tenantColumns(batch: IngestBatch): Buffer[] {
+  const versions = [...batch.tenants.values()].map((t) => t.version);
+  return [textArray([...batch.tenants.keys()]), int8Array(versions)];
+}
+
+/** Per tenant of the batch, in the order of tenantColumns(): events, bytes, deliveries. */
+function countColumns(batch: IngestBatch): Buffer[] {
+  const counts = new Map([...batch.tenants.keys()].map((id) => [id, { events: 0, bytes: 0, deliveries: 0 }]));
+  for (const e of batch.events) {
+    const count = counts.get(e.event.tenantId)!;
+    count.events++;
+    count.bytes += e.event.payload.length;
+    count.deliveries += e.deliveries.length;
+  }
+  const list = [...counts.values()];
+  return [
+    int8Array(list.map((c) => c.events)),
+    int8Array(list.map((c) => c.bytes)),
+    int8Array(list.map((c) => c.deliveries)),
+  ];
+}
+
+function limitColumns(batch: IngestBatch): (Buffer | number)[] {
+  const tenants = [...batch.tenants.values()];
+  return [
+    int8Array(tenants.map((t) => t.eventsPerDay)),
+    int8Array(tenants.map((t) => t.eventsPerMonth)),
+    MARGIN,
+  ];
+}
 
 function eventColumns(events: readonly IngestEvent[]): Buffer[] {
   const column = <T>(pick: (e: NewEvent) => T) => events.map((e) => pick(e.event));
@@ -176,7 +338,7 @@ function keyColumns(keyed: readonly IngestEvent[]): Buffer[] {
 }
 
 async function keyedResults(
-  pool: Pool,
+  pool: Pick<Pool, 'query'>,
   batch: IngestBatch,
   keyed: readonly IngestEvent[],
   rows: readonly Row[],
@@ -194,7 +356,10 @@ async function keyedResults(
 type Owner = { n: string; event_id: string; fingerprint: Buffer; delivery_count: number };
 
 /** Who holds the keys that could not be taken. */
-async function readOwners(pool: Pool, lost: readonly IngestEvent[]): Promise<Map<IngestEvent, IngestResult>> {
+async function readOwners(
+  pool: Pick<Pool, 'query'>,
+  lost: readonly IngestEvent[],
+): Promise<Map<IngestEvent, IngestResult>> {
   const owners = new Map<IngestEvent, IngestResult>(lost.map((e) => [e, { kind: 'retry' }]));
   if (lost.length === 0) return owners;
   const { rows } = await findOwners(pool, lost).catch(() => {
@@ -213,7 +378,10 @@ async function readOwners(pool: Pool, lost: readonly IngestEvent[]): Promise<Map
   return owners;
 }
 
-function findOwners(pool: Pool, lost: readonly IngestEvent[]): Promise<{ readonly rows: readonly Owner[] }> {
+function findOwners(
+  pool: Pick<Pool, 'query'>,
+  lost: readonly IngestEvent[],
+): Promise<{ readonly rows: readonly Owner[] }> {
   return pool.query<Owner>({
     name: 'ingest-key-owners',
     text: `SELECT w.n, i.event_id, i.fingerprint, i.delivery_count

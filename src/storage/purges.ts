@@ -2,6 +2,7 @@
 // how many rows it removed; 0 means that there is nothing left.
 import { z } from 'zod';
 import { lowestUuidAt, type TenantId } from '../domain/ids.ts';
+import { eraseAudit } from './audit.ts';
 import { type Database, sql } from './database.ts';
 
 const CHUNK = 5_000;
@@ -58,14 +59,21 @@ const TENANT_TABLES = [
   ['idempotency_keys', 'key'],
   ['replays', 'id'],
   ['subscription_secrets', 'subscription_id'],
+  ['subscription_credentials', 'subscription_id'],
+  ['breakers', 'subscription_id'],
+  ['usage', 'hour'],
   ['subscriptions', 'id'],
   ['api_keys', 'id'],
   ['tenants', 'tenant_id'],
 ] as const;
 
-/** Removes a chunk of what a tenant owns; its own row last. */
-export async function purgeTenant(db: Many, tenantId: TenantId): Promise<number> {
+/** Removes a chunk of what a tenant owns; its own row last, after its part of the audit log. */
+export async function purgeTenant(
+  db: Pick<Database, 'many' | 'ownerUrl'>,
+  tenantId: TenantId,
+): Promise<number> {
   for (const [table, key] of TENANT_TABLES) {
+    if (table === 'tenants') await eraseAudit(db.ownerUrl, tenantId);
     const name = sql.identifier([table]);
     const column = sql.identifier([key]);
     const result = await db.many.query(sql.typeAlias('void')`
@@ -97,6 +105,45 @@ export async function purgeBefore(db: Many, beforeMs: number): Promise<number> {
       DELETE FROM ${name} WHERE (tenant_id, id) IN (
         SELECT tenant_id, id FROM ${name}
         WHERE ${sql.identifier([ended])} < to_timestamp(${beforeMs / 1000}) LIMIT ${CHUNK})`);
+    count += result.rowCount;
+  }
+  return count;
+}
+
+/** Removes a chunk of one tenant's history from before a time: for tenants that keep less than the installation. */
+export async function purgeHistoryOf(db: Many, tenantId: TenantId, beforeMs: number): Promise<number> {
+  const below = lowestUuidAt(beforeMs);
+  const expired = await db.many.query(sql.typeAlias('void')`
+    WITH gone AS (
+      DELETE FROM deliveries WHERE tenant_id = ${tenantId} AND id IN (
+        SELECT id FROM deliveries WHERE tenant_id = ${tenantId} AND id < ${below} LIMIT ${CHUNK} FOR UPDATE SKIP LOCKED)
+      RETURNING tenant_id, id, subscription_id, attempt_count)
+    INSERT INTO dead_letters (tenant_id, id, subscription_id, event_type, reason, last_error_class, last_error_message,
+      attempt_count)
+    SELECT tenant_id, id, subscription_id, '', 'event_expired', 'internal', 'it was older than the history that is kept',
+      attempt_count FROM gone`);
+  if (expired.rowCount > 0) return expired.rowCount;
+  let count = 0;
+  for (const [table, key] of [
+    ['attempts', 'delivery_id'],
+    ['events', 'id'],
+  ] as const) {
+    const name = sql.identifier([table]);
+    const column = sql.identifier([key]);
+    const result = await db.many.query(sql.typeAlias('void')`
+      DELETE FROM ${name} WHERE tenant_id = ${tenantId} AND ${column} IN (
+        SELECT ${column} FROM ${name} WHERE tenant_id = ${tenantId} AND ${column} < ${below} LIMIT ${CHUNK})`);
+    count += result.rowCount;
+  }
+  for (const [table, ended] of [
+    ['closed_deliveries', 'closed_at'],
+    ['dead_letters', 'dead_at'],
+  ] as const) {
+    const name = sql.identifier([table]);
+    const result = await db.many.query(sql.typeAlias('void')`
+      DELETE FROM ${name} WHERE tenant_id = ${tenantId} AND id IN (
+        SELECT id FROM ${name} WHERE tenant_id = ${tenantId}
+          AND ${sql.identifier([ended])} < to_timestamp(${beforeMs / 1000}) LIMIT ${CHUNK})`);
     count += result.rowCount;
   }
   return count;

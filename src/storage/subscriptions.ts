@@ -5,17 +5,17 @@ import { z } from 'zod';
 import { DispatchError, notFound } from '../domain/errors.ts';
 import { idFromUuid, type SubscriptionId, type TenantId, uuidOf } from '../domain/ids.ts';
 import type { Page } from '../domain/page.ts';
+import { quotaExceeded } from '../domain/quota.ts';
 import type { Sealed } from '../domain/sealing.ts';
+import { SCHEMES, type SignatureScheme } from '../domain/signature.ts';
 import {
   MAX_LIVE_SECRETS,
   type Subscription,
   type SubscriptionSettings,
   type SubscriptionState,
 } from '../domain/subscription.ts';
+import { BREAKER_JSON, breakerSchema, toBreaker } from './breakers.ts';
 import { type Database, sql, type TenantTransaction } from './database.ts';
-
-/** Most subscriptions of one tenant. */
-export const MAX_SUBSCRIPTIONS = 10_000;
 
 /** A retry policy as it lies in a jsonb column. */
 export const retryPolicySchema = z.object({
@@ -48,10 +48,26 @@ const subscriptionRow = z.object({
   version: z.number(),
   created_at: z.number(),
   updated_at: z.number(),
+  signature_schemes: z.array(z.enum(SCHEMES)),
+  compatibility_headers: z.boolean(),
+  max_per_second: z.number().nullable(),
+  max_in_flight: z.number().nullable(),
+  sealed: z.instanceof(Buffer).nullable(),
+  master_key_id: z.string().nullable(),
+  public_keys: z.array(z.instanceof(Buffer)).nullable(),
+  breaker: breakerSchema.nullable(),
 });
 
-const COLUMNS = sql.fragment`tenant_id, id, url, event_types, description, headers, retry_policy, attempt_timeout_ms,
-  metadata, state, disabled_reason, version, created_at, updated_at`;
+// Only in SELECTs of `subscriptions s`: what belongs to a subscription and lies in other tables comes along.
+const COLUMNS = sql.fragment`s.tenant_id, s.id, s.url, s.event_types, s.description, s.headers, s.retry_policy,
+  s.attempt_timeout_ms, s.metadata, s.state, s.disabled_reason, s.version, s.created_at, s.updated_at,
+  s.signature_schemes, s.compatibility_headers, s.max_per_second, s.max_in_flight, c.sealed, c.master_key_id,
+  (SELECT array_agg(k.public_key ORDER BY k.created_at DESC, k.id DESC) FROM subscription_secrets k
+    WHERE k.tenant_id = s.tenant_id AND k.subscription_id = s.id AND k.scheme = 'v1a'
+      AND (k.expires_at IS NULL OR k.expires_at > now())) AS public_keys,
+  ${BREAKER_JSON} AS breaker`;
+const FROM = sql.fragment`subscriptions s LEFT JOIN subscription_credentials c
+  ON c.tenant_id = s.tenant_id AND c.subscription_id = s.id`;
 
 function toSubscription(row: z.infer<typeof subscriptionRow>): Subscription {
   return {
@@ -69,38 +85,83 @@ function toSubscription(row: z.infer<typeof subscriptionRow>): Subscription {
     version: row.version,
     createdAtMs: row.created_at,
     updatedAtMs: row.updated_at,
+    signatureSchemes: row.signature_schemes,
+    compatibilityHeaders: row.compatibility_headers,
+    maxPerSecond: row.max_per_second ?? undefined,
+    maxInFlight: row.max_in_flight ?? undefined,
+    credentials:
+      row.sealed === null ? undefined : { masterKeyId: row.master_key_id ?? '', bytes: row.sealed },
+    publicKeys: row.public_keys ?? [],
+    breaker: row.breaker === null ? undefined : toBreaker(row.breaker),
   };
 }
 
 /** A new secret, sealed; the plain one is the caller's to show once. */
-export type NewSecret = { readonly uuid: string; readonly sealed: Sealed };
+export type NewSecret = {
+  readonly uuid: string;
+  readonly scheme: SignatureScheme;
+  readonly sealed: Sealed;
+  /** Of v1a. */
+  readonly publicKey: Buffer | undefined;
+};
 
-/** Stores a subscription and its first secret. NOT_FOUND for an unknown tenant, RESOURCE_EXHAUSTED at the limit. */
+/** What a change does to the credentials: replaces, removes (undefined), or leaves them. */
+export type CredentialsChange = { readonly sealed: Sealed | undefined } | 'unchanged';
+
+/**
+ * Stores a subscription and its first secrets. NOT_FOUND for an unknown tenant; RESOURCE_EXHAUSTED when it has
+ * `maxSubscriptions` already.
+ */
 export async function createSubscription(
   db: Database,
   tenantId: TenantId,
   subscriptionId: SubscriptionId,
   settings: SubscriptionSettings,
-  secret: NewSecret,
+  secrets: readonly NewSecret[],
+  credentials: CredentialsChange,
+  maxSubscriptions: number,
 ): Promise<Subscription> {
   return db.inTenant(tenantId, async (tx) => {
     await changeConfig(tx, tenantId);
     const count = await tx.oneFirst(sql.type(z.object({ count: z.number() }))`
       SELECT count(*) AS count FROM subscriptions WHERE tenant_id = ${tenantId} AND deleted_at IS NULL`);
-    if (count >= MAX_SUBSCRIPTIONS) {
-      const message = `tenant ${tenantId} has ${count} subscriptions, which is the most it may have`;
-      throw new DispatchError('RESOURCE_EXHAUSTED', message, { reason: 'TOO_MANY_SUBSCRIPTIONS' });
+    if (count >= maxSubscriptions) {
+      const explanation = `it has ${count} subscriptions, and at most ${maxSubscriptions}`;
+      throw quotaExceeded(tenantId, 'maxSubscriptions', maxSubscriptions, count, explanation);
     }
-    const row = await tx.one(sql.type(subscriptionRow)`
+    await tx.query(sql.typeAlias('void')`
       INSERT INTO subscriptions (tenant_id, id, url, event_types, description, headers, retry_policy,
-        attempt_timeout_ms, metadata, state)
+        attempt_timeout_ms, metadata, state, signature_schemes, compatibility_headers, max_per_second, max_in_flight)
       VALUES (${tenantId}, ${uuidOf(subscriptionId)}, ${settings.url}, ${sql.array([...settings.eventTypes], 'text')},
         ${settings.description}, ${sql.jsonb(settings.headers)}, ${policyValue(settings)},
-        ${settings.attemptTimeoutMs}, ${sql.jsonb(settings.metadata)}, 'active')
-      RETURNING ${COLUMNS}`);
-    await insertSecret(tx, tenantId, subscriptionId, secret);
-    return toSubscription(row);
+        ${settings.attemptTimeoutMs}, ${sql.jsonb(settings.metadata)}, 'active',
+        ${sql.array([...settings.signatureSchemes], 'text')}, ${settings.compatibilityHeaders},
+        ${settings.maxPerSecond ?? null}, ${settings.maxInFlight ?? null})`);
+    for (const secret of secrets) await insertSecret(tx, tenantId, subscriptionId, secret);
+    await writeCredentials(tx, tenantId, subscriptionId, credentials);
+    return readOne(tx, tenantId, subscriptionId);
   });
+}
+
+async function writeCredentials(
+  tx: TenantTransaction,
+  tenantId: TenantId,
+  subscriptionId: SubscriptionId,
+  credentials: CredentialsChange,
+): Promise<void> {
+  if (credentials === 'unchanged') return;
+  const { sealed } = credentials;
+  if (sealed === undefined) {
+    await tx.query(sql.typeAlias('void')`
+      DELETE FROM subscription_credentials
+      WHERE tenant_id = ${tenantId} AND subscription_id = ${uuidOf(subscriptionId)}`);
+    return;
+  }
+  await tx.query(sql.typeAlias('void')`
+    INSERT INTO subscription_credentials (tenant_id, subscription_id, master_key_id, sealed)
+    VALUES (${tenantId}, ${uuidOf(subscriptionId)}, ${sealed.masterKeyId}, ${sql.binary(sealed.bytes)})
+    ON CONFLICT (tenant_id, subscription_id) DO UPDATE SET master_key_id = excluded.master_key_id,
+      sealed = excluded.sealed, updated_at = now()`);
 }
 
 const policyValue = (settings: SubscriptionSettings) =>
@@ -121,8 +182,8 @@ async function readOne(
   subscriptionId: SubscriptionId,
 ): Promise<Subscription> {
   const row = await tx.maybeOne(sql.type(subscriptionRow)`
-    SELECT ${COLUMNS} FROM subscriptions
-    WHERE tenant_id = ${tenantId} AND id = ${uuidOf(subscriptionId)} AND deleted_at IS NULL`);
+    SELECT ${COLUMNS} FROM ${FROM}
+    WHERE s.tenant_id = ${tenantId} AND s.id = ${uuidOf(subscriptionId)} AND s.deleted_at IS NULL`);
   if (row === null) throw notFound('subscription', subscriptionId);
   return toSubscription(row);
 }
@@ -134,39 +195,55 @@ export async function listSubscriptions(
   page: Page,
   state: SubscriptionState | undefined,
 ): Promise<Subscription[]> {
-  const after = page.after === undefined ? sql.fragment`` : sql.fragment`AND id < ${page.after}`;
-  const inState = state === undefined ? sql.fragment`` : sql.fragment`AND state = ${state}`;
+  const after = page.after === undefined ? sql.fragment`` : sql.fragment`AND s.id < ${page.after}`;
+  const inState = state === undefined ? sql.fragment`` : sql.fragment`AND s.state = ${state}`;
   const rows = await db.inTenant(tenantId, (tx) =>
     tx.any(sql.type(subscriptionRow)`
-      SELECT ${COLUMNS} FROM subscriptions
-      WHERE tenant_id = ${tenantId} AND deleted_at IS NULL ${after} ${inState} ORDER BY id DESC LIMIT ${page.size + 1}`),
+      SELECT ${COLUMNS} FROM ${FROM}
+      WHERE s.tenant_id = ${tenantId} AND s.deleted_at IS NULL ${after} ${inState}
+      ORDER BY s.id DESC LIMIT ${page.size + 1}`),
   );
   return rows.map(toSubscription);
 }
 
+/** What an update makes of a subscription. */
+export type SubscriptionChange = {
+  readonly settings: SubscriptionSettings;
+  readonly credentials: CredentialsChange;
+  /** Of schemes that it did not sign with before. */
+  readonly secrets: readonly NewSecret[];
+};
+
 /**
  * Replaces the settings by what `change` makes of them, under a lock. `version`, if given, must be the stored one:
- * ABORTED otherwise.
+ * ABORTED otherwise. Secrets of schemes that are no longer signed with are removed.
  */
 export async function updateSubscription(
   db: Database,
   tenantId: TenantId,
   subscriptionId: SubscriptionId,
   version: number | undefined,
-  change: (before: Subscription) => SubscriptionSettings,
+  change: (before: Subscription) => SubscriptionChange,
 ): Promise<Subscription> {
   return db.inTenant(tenantId, async (tx) => {
     await changeConfig(tx, tenantId);
     const before = await readOne(tx, tenantId, subscriptionId);
     assertVersion(before, version);
-    const after = change(before);
-    const row = await tx.one(sql.type(subscriptionRow)`
+    const { settings: after, credentials, secrets } = change(before);
+    await tx.query(sql.typeAlias('void')`
       UPDATE subscriptions SET url = ${after.url}, event_types = ${sql.array([...after.eventTypes], 'text')},
         description = ${after.description}, headers = ${sql.jsonb(after.headers)}, retry_policy = ${policyValue(after)},
         attempt_timeout_ms = ${after.attemptTimeoutMs}, metadata = ${sql.jsonb(after.metadata)},
-        version = version + 1, updated_at = now()
-      WHERE tenant_id = ${tenantId} AND id = ${uuidOf(subscriptionId)} RETURNING ${COLUMNS}`);
-    return toSubscription(row);
+        signature_schemes = ${sql.array([...after.signatureSchemes], 'text')},
+        compatibility_headers = ${after.compatibilityHeaders}, max_per_second = ${after.maxPerSecond ?? null},
+        max_in_flight = ${after.maxInFlight ?? null}, version = version + 1, updated_at = now()
+      WHERE tenant_id = ${tenantId} AND id = ${uuidOf(subscriptionId)}`);
+    await tx.query(sql.typeAlias('void')`
+      DELETE FROM subscription_secrets WHERE tenant_id = ${tenantId} AND subscription_id = ${uuidOf(subscriptionId)}
+        AND scheme <> ALL(${sql.array([...after.signatureSchemes], 'text')})`);
+    for (const secret of secrets) await insertSecret(tx, tenantId, subscriptionId, secret);
+    await writeCredentials(tx, tenantId, subscriptionId, credentials);
+    return readOne(tx, tenantId, subscriptionId);
   });
 }
 
@@ -185,6 +262,9 @@ export async function deleteSubscription(
     await tx.query(sql.typeAlias('void')`
       DELETE FROM subscription_secrets
       WHERE tenant_id = ${tenantId} AND subscription_id = ${uuidOf(subscriptionId)}`);
+    await writeCredentials(tx, tenantId, subscriptionId, { sealed: undefined });
+    await tx.query(sql.typeAlias('void')`
+      DELETE FROM breakers WHERE tenant_id = ${tenantId} AND subscription_id = ${uuidOf(subscriptionId)}`);
   });
 }
 
@@ -200,16 +280,16 @@ export async function setSubscriptionState(
     await changeConfig(tx, tenantId);
     const before = await readOne(tx, tenantId, subscriptionId);
     if (before.state === state) return before;
-    const row = await tx.one(sql.type(subscriptionRow)`
+    await tx.query(sql.typeAlias('void')`
       UPDATE subscriptions SET state = ${state}, disabled_reason = ${disabledReason}, version = version + 1,
         updated_at = now()
-      WHERE tenant_id = ${tenantId} AND id = ${uuidOf(subscriptionId)} RETURNING ${COLUMNS}`);
-    return toSubscription(row);
+      WHERE tenant_id = ${tenantId} AND id = ${uuidOf(subscriptionId)}`);
+    return readOne(tx, tenantId, subscriptionId);
   });
 }
 
 /**
- * Adds a secret; those there were go on for `overlapMs`, or for what was left to them if that is less. Returns when
+ * Adds a secret; those there were of its scheme go on for `overlapMs`, or for what was left to them if that is less. Returns when
  * the last of them ends. RESOURCE_EXHAUSTED if that would make more than 5 live secrets.
  */
 export async function rotateSecret(
@@ -226,7 +306,7 @@ export async function rotateSecret(
       WITH cut AS (
         UPDATE subscription_secrets
         SET expires_at = least(coalesce(expires_at, 'infinity'), now() + ${overlapMs} * interval '1 ms')
-        WHERE tenant_id = ${tenantId} AND subscription_id = ${uuidOf(subscriptionId)}
+        WHERE tenant_id = ${tenantId} AND subscription_id = ${uuidOf(subscriptionId)} AND scheme = ${secret.scheme}
           AND (expires_at IS NULL OR expires_at > now())
         RETURNING expires_at)
       SELECT coalesce(max(expires_at), now()) AS ends, count(*) FILTER (WHERE expires_at > now()) AS live FROM cut`);
@@ -252,9 +332,10 @@ async function insertSecret(
   secret: NewSecret,
 ): Promise<void> {
   await tx.query(sql.typeAlias('void')`
-    INSERT INTO subscription_secrets (tenant_id, subscription_id, id, master_key_id, sealed)
+    INSERT INTO subscription_secrets (tenant_id, subscription_id, id, master_key_id, sealed, scheme, public_key)
     VALUES (${tenantId}, ${uuidOf(subscriptionId)}, ${secret.uuid}, ${secret.sealed.masterKeyId},
-      ${sql.binary(secret.sealed.bytes)})`);
+      ${sql.binary(secret.sealed.bytes)}, ${secret.scheme},
+      ${secret.publicKey === undefined ? sql.fragment`NULL` : sql.binary(secret.publicKey)})`);
 }
 
 /** Grows the version that publishing checks, and locks the tenant's row: changes to one tenant come one by one. */

@@ -1,17 +1,21 @@
 // What matching and sending need to know of a tenant, cached in memory with a version.
 // Publishing checks the version inside its own statement (ingest.ts), so matching is never stale; workers may act on
 // a configuration that is up to MAX_AGE_MS old if a notification was lost.
-import type { KeyObject } from 'node:crypto';
+import { createHash } from 'node:crypto';
 import { z } from 'zod';
 import { DEFAULT_RETRY_POLICY, type RetryPolicy } from '../domain/backoff.ts';
+import { type EndpointCredentials, type EndpointTls, NO_CREDENTIALS } from '../domain/credentials.ts';
 import { createPatternIndex, type PatternIndex } from '../domain/event-type.ts';
 import { idBytes, idFromUuid, type SubscriptionId, type TenantId } from '../domain/ids.ts';
-import { type MasterKeys, unseal } from '../domain/sealing.ts';
-import { signingKey } from '../domain/signature.ts';
+import type { Quota } from '../domain/quota.ts';
+import { type MasterKeys, type Sealed, unseal } from '../domain/sealing.ts';
+import { SCHEMES, type SigningKey, signingKey } from '../domain/signature.ts';
 import type { SubscriptionState } from '../domain/subscription.ts';
 import type { TenantState } from '../domain/tenant.ts';
+import { BREAKER_JSON, breakerSchema } from './breakers.ts';
 import { type Database, sql } from './database.ts';
 import { retryPolicySchema } from './subscriptions.ts';
+import { ownQuotaSchema } from './tenants.ts';
 
 /** Where a subscription's deliveries go, and how. */
 export type Target = {
@@ -26,7 +30,27 @@ export type Target = {
   readonly attemptTimeoutMs: number;
   readonly state: SubscriptionState;
   /** Newest first. `liveUntilMs` is on the monotonic clock. */
-  readonly secrets: readonly { readonly key: KeyObject; readonly liveUntilMs: number }[];
+  readonly secrets: readonly { readonly key: SigningKey; readonly liveUntilMs: number }[];
+  /** Whether the predecessor's headers are sent too. */
+  readonly compatibilityHeaders: boolean;
+  /** Over all workers; undefined: no limit. */
+  readonly maxPerSecond: number | undefined;
+  readonly maxInFlight: number | undefined;
+  readonly credentials: EndpointCredentials;
+  /** Changes when the connection's identity does: a part of the key of its pool. Empty without one. */
+  readonly tlsId: string;
+  /** The breaker's last transition; times on the monotonic clock. Undefined: it never opened. */
+  readonly breaker: TargetBreaker | undefined;
+  /** The tenant may not have http endpoints, and this one is. */
+  readonly isPlainHttp: boolean;
+};
+
+export type TargetBreaker = {
+  readonly phase: 'open' | 'closed';
+  readonly openCount: number;
+  readonly changedAtMs: number;
+  /** Of an open one: when a probe may go out. */
+  readonly untilMs: number;
 };
 
 /** A tenant as matching and sending see it. */
@@ -34,6 +58,8 @@ export type TenantConfig = {
   readonly tenantId: TenantId;
   readonly version: number;
   readonly state: TenantState;
+  /** What is in force. */
+  readonly quota: Quota;
   readonly targets: ReadonlyMap<SubscriptionId, Target>;
   readonly matches: PatternIndex<Target>;
 };
@@ -59,6 +85,7 @@ type Entry = { readonly config: TenantConfig; checkedAtMs: number };
 export function createTenantConfigs(
   db: Pick<Database, 'many'>,
   masterKeys: MasterKeys,
+  defaultQuota: Quota,
   now: () => number,
   onError: (error: unknown) => void,
 ): TenantConfigs {
@@ -70,7 +97,7 @@ export function createTenantConfigs(
   /** Reads a configuration and keeps it, unless forget() overtook it: then it serves its waiters only. */
   function load(tenantId: TenantId): Promise<TenantConfig | undefined> {
     const startedAt = now();
-    const mine = readConfig(db, masterKeys, tenantId, startedAt).then(
+    const mine = readConfig(db, masterKeys, defaultQuota, tenantId, startedAt).then(
       (config) => {
         if (loading.get(tenantId) !== mine) return config;
         loading.delete(tenantId);
@@ -159,6 +186,14 @@ const configRow = z.object({
   sealed: z.array(z.instanceof(Buffer)).nullable(),
   master_key_ids: z.array(z.string()).nullable(),
   live_ms: z.array(z.number().nullable()).nullable(),
+  schemes: z.array(z.enum(SCHEMES)).nullable(),
+  quota: ownQuotaSchema,
+  compatibility_headers: z.boolean().nullable(),
+  max_per_second: z.number().nullable(),
+  max_in_flight: z.number().nullable(),
+  credentials: z.instanceof(Buffer).nullable(),
+  credentials_key_id: z.string().nullable(),
+  breaker: breakerSchema.nullable(),
 });
 type ConfigRow = z.infer<typeof configRow>;
 
@@ -166,17 +201,22 @@ type ConfigRow = z.infer<typeof configRow>;
 async function readConfig(
   db: Pick<Database, 'many'>,
   masterKeys: MasterKeys,
+  defaultQuota: Quota,
   tenantId: TenantId,
   nowMs: number,
 ): Promise<TenantConfig | undefined> {
   const rows = await db.many.any(sql.type(configRow)`
     SELECT t.config_version, t.state AS tenant_state, s.id, s.url, s.event_types, s.headers, s.retry_policy,
-      s.attempt_timeout_ms, s.state, k.sealed, k.master_key_ids, k.live_ms
+      s.attempt_timeout_ms, s.state, k.sealed, k.master_key_ids, k.live_ms, k.schemes, t.quota,
+      s.compatibility_headers, s.max_per_second, s.max_in_flight, c.sealed AS credentials,
+      c.master_key_id AS credentials_key_id, ${BREAKER_JSON} AS breaker
     FROM tenants t
     LEFT JOIN subscriptions s ON s.tenant_id = t.tenant_id AND s.deleted_at IS NULL
+    LEFT JOIN subscription_credentials c ON c.tenant_id = s.tenant_id AND c.subscription_id = s.id
     LEFT JOIN LATERAL (
       SELECT array_agg(sealed ORDER BY created_at DESC, id DESC) AS sealed,
         array_agg(master_key_id ORDER BY created_at DESC, id DESC) AS master_key_ids,
+        array_agg(scheme ORDER BY created_at DESC, id DESC) AS schemes,
         array_agg(extract(epoch FROM expires_at - now())::float8 * 1000 ORDER BY created_at DESC, id DESC) AS live_ms
       FROM subscription_secrets k
       WHERE k.tenant_id = s.tenant_id AND k.subscription_id = s.id AND (k.expires_at IS NULL OR k.expires_at > now())) k
@@ -184,22 +224,32 @@ async function readConfig(
     WHERE t.tenant_id = ${tenantId} ORDER BY s.id`);
   const first = rows[0];
   if (first === undefined) return undefined;
+  const quota = { ...defaultQuota, ...first.quota };
   const targets = new Map<SubscriptionId, Target>();
   const patterns: { patterns: readonly string[]; value: Target }[] = [];
   for (const row of rows) {
     if (row.id === null) continue;
-    const target = toTarget(tenantId, row, masterKeys, nowMs);
+    const target = toTarget(tenantId, row, masterKeys, quota, nowMs);
     targets.set(target.subscriptionId, target);
     patterns.push({ patterns: row.event_types ?? [], value: target });
   }
   const matches = createPatternIndex(patterns);
-  return { tenantId, version: first.config_version, state: first.tenant_state, targets, matches };
+  return { tenantId, version: first.config_version, state: first.tenant_state, quota, targets, matches };
 }
 
-function toTarget(tenantId: TenantId, row: ConfigRow, masterKeys: MasterKeys, nowMs: number): Target {
+function toTarget(
+  tenantId: TenantId,
+  row: ConfigRow,
+  masterKeys: MasterKeys,
+  quota: Quota,
+  nowMs: number,
+): Target {
   const subscriptionId = idFromUuid('sub', row.id ?? '') as SubscriptionId;
   const context = { tenantId, resourceId: subscriptionId, column: 'secret' };
-  const { origin, pathname, search } = new URL(row.url ?? '');
+  const { origin, pathname, search, protocol } = new URL(row.url ?? '');
+  const sealed = { masterKeyId: row.credentials_key_id ?? '', bytes: row.credentials ?? Buffer.alloc(0) };
+  const credentials =
+    row.credentials === null ? NO_CREDENTIALS : openCredentials(masterKeys, tenantId, subscriptionId, sealed);
   return {
     subscriptionId,
     idBytes: idBytes(subscriptionId),
@@ -210,10 +260,45 @@ function toTarget(tenantId: TenantId, row: ConfigRow, masterKeys: MasterKeys, no
     attemptTimeoutMs: row.attempt_timeout_ms ?? 0,
     state: row.state ?? 'disabled',
     secrets: (row.sealed ?? []).map((bytes, i) => ({
-      key: signingKey(unseal(masterKeys, context, { masterKeyId: row.master_key_ids?.[i] ?? '', bytes })),
+      key: signingKey(
+        row.schemes?.[i] ?? 'v1',
+        unseal(masterKeys, context, { masterKeyId: row.master_key_ids?.[i] ?? '', bytes }),
+      ),
       liveUntilMs: nowMs + (row.live_ms?.[i] ?? Number.POSITIVE_INFINITY),
     })),
+    compatibilityHeaders: row.compatibility_headers ?? false,
+    maxPerSecond: row.max_per_second ?? undefined,
+    maxInFlight: row.max_in_flight ?? undefined,
+    credentials,
+    tlsId: credentials.tls === undefined ? '' : tlsIdOf(subscriptionId, credentials.tls),
+    breaker: row.breaker === null ? undefined : targetBreaker(row.breaker, nowMs),
+    isPlainHttp: protocol === 'http:' && !quota.allowHttpEndpoints,
   };
+}
+
+const targetBreaker = (row: z.infer<typeof breakerSchema>, nowMs: number): TargetBreaker => ({
+  phase: row.phase,
+  openCount: row.openCount,
+  changedAtMs: nowMs - row.agoMs,
+  untilMs: nowMs + (row.openForMs ?? 0),
+});
+
+/** Credentials as they are sealed: a JSON document. Throws if it was changed, moved or its master key is absent. */
+export function openCredentials(
+  masterKeys: MasterKeys,
+  tenantId: TenantId,
+  subscriptionId: SubscriptionId,
+  sealed: Sealed,
+): EndpointCredentials {
+  const context = { tenantId, resourceId: subscriptionId, column: 'credentials' };
+  return JSON.parse(unseal(masterKeys, context, sealed).toString('utf8')) as EndpointCredentials;
+}
+
+/** Two subscriptions never share a connection that one of them authenticated. */
+function tlsIdOf(subscriptionId: SubscriptionId, tls: EndpointTls): string {
+  const hash = createHash('sha256');
+  for (const part of [tls.certificatePem, tls.privateKeyPem, tls.caPem]) hash.update(part).update('\0');
+  return `${subscriptionId}/${hash.digest('base64url')}`;
 }
 
 async function readVersions(

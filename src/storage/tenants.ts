@@ -3,6 +3,7 @@ import { z } from 'zod';
 import { DispatchError, notFound } from '../domain/errors.ts';
 import type { TenantId } from '../domain/ids.ts';
 import type { Page } from '../domain/page.ts';
+import { QUOTA_FIELDS, type Quota, type QuotaField } from '../domain/quota.ts';
 import type { Tenant, TenantState } from '../domain/tenant.ts';
 import { type Database, sql, type TenantTransaction } from './database.ts';
 
@@ -37,18 +38,16 @@ export async function createTenant(
   tenantId: TenantId,
   settings: TenantSettings,
 ): Promise<Tenant> {
-  const row = await db.inTenant(tenantId, (tx) =>
-    tx.maybeOne(sql.type(tenantRow)`
+  return db.inTenant(tenantId, async (tx) => {
+    const row = await tx.maybeOne(sql.type(tenantRow)`
       INSERT INTO tenants (tenant_id, display_name, metadata, state)
       VALUES (${tenantId}, ${settings.displayName}, ${sql.jsonb(settings.metadata)}, 'active')
-      ON CONFLICT (tenant_id) DO NOTHING RETURNING ${COLUMNS}`),
-  );
-  if (row === null) {
+      ON CONFLICT (tenant_id) DO NOTHING RETURNING ${COLUMNS}`);
+    if (row !== null) return toTenant(row);
     throw new DispatchError('ALREADY_EXISTS', `tenant ${tenantId} exists already`, {
       reason: 'TENANT_EXISTS',
     });
-  }
-  return toTenant(row);
+  });
 }
 
 /** NOT_FOUND if there is none. */
@@ -100,4 +99,49 @@ export async function setTenantState(db: Database, tenantId: TenantId, state: Te
       WHERE tenant_id = ${tenantId} RETURNING ${COLUMNS}`);
     return toTenant(row);
   });
+}
+
+/** What SetQuota set, as it lies in tenants.quota. Fields that a newer version added are left out. */
+export const ownQuotaSchema = z.record(z.string(), z.union([z.number(), z.boolean()])).transform((stored) => {
+  const own: Partial<Record<QuotaField, number | boolean>> = {};
+  for (const field of QUOTA_FIELDS) if (stored[field] !== undefined) own[field] = stored[field];
+  return own as Partial<Quota>;
+});
+
+/** The quota of a tenant's own. NOT_FOUND if there is none. */
+export async function getOwnQuota(db: Database, tenantId: TenantId): Promise<Partial<Quota>> {
+  return db.inTenant(tenantId, (tx) => readOwnQuota(tx, tenantId));
+}
+
+async function readOwnQuota(tx: TenantTransaction, tenantId: TenantId): Promise<Partial<Quota>> {
+  const row = await tx.maybeOne(sql.type(z.object({ quota: ownQuotaSchema }))`
+    SELECT quota FROM tenants WHERE tenant_id = ${tenantId} AND state <> 'deleting' FOR UPDATE`);
+  if (row === null) throw notFound('tenant', tenantId);
+  return row.quota;
+}
+
+/** Replaces the quota by what `change` makes of it; grows the version that publishing checks. */
+export async function setOwnQuota(
+  db: Database,
+  tenantId: TenantId,
+  change: (before: Partial<Quota>) => Partial<Quota>,
+): Promise<Partial<Quota>> {
+  return db.inTenant(tenantId, async (tx) => {
+    const after = change(await readOwnQuota(tx, tenantId));
+    await tx.query(sql.typeAlias('void')`
+      UPDATE tenants SET quota = ${sql.jsonb(after)}, config_version = config_version + 1, updated_at = now()
+      WHERE tenant_id = ${tenantId}`);
+    return after;
+  });
+}
+
+/** Tenants with a retention of their own, and how many days it is. */
+export async function shorterHistories(
+  db: Pick<Database, 'many'>,
+  defaultDays: number,
+): Promise<readonly { readonly tenantId: TenantId; readonly days: number }[]> {
+  const rows = await db.many.any(sql.type(z.object({ tenant_id: z.string(), days: z.number() }))`
+    SELECT tenant_id, days FROM tenants,
+      LATERAL (SELECT coalesce((quota->>'historyDays')::float8, ${defaultDays}::float8) AS days) d WHERE days > 0`);
+  return rows.map((row) => ({ tenantId: row.tenant_id as TenantId, days: row.days }));
 }

@@ -86,6 +86,18 @@ export function createMetrics() {
     labelNames: ['kind'],
     registers,
   });
+  const refusals = new Counter({
+    name: 'dispatch_credentials_refused_total',
+    help: 'Credentials and permissions that were refused, by reason.',
+    labelNames: ['reason'],
+    registers,
+  });
+  const breakers = new Counter({
+    name: 'dispatch_breaker_transitions_total',
+    help: 'Circuit breakers that this process opened or closed.',
+    labelNames: ['phase'],
+    registers,
+  });
   const succeeded = deliveries.labels('succeeded', '');
   const byOutcome = {
     stored: publishes.labels('stored'),
@@ -105,6 +117,19 @@ export function createMetrics() {
       else deliveries.inc({ outcome: event.outcome, error_class: event.errorClass ?? '' });
       attemptSeconds.observe(event.durationMs / 1000);
       lagSeconds.observe(Math.max(0, event.lagMs) / 1000);
+    },
+    refused: (reason: string) => refusals.inc({ reason }),
+    breakerChanged: (phase: string) => breakers.inc({ phase }),
+    /** Registers whether limits are shared; call once. */
+    observeLimits: (health: () => 'shared' | 'degraded' | 'local') => {
+      new Gauge({
+        name: 'dispatch_limits_degraded',
+        help: '1 while Redis is configured and away.',
+        registers,
+        collect() {
+          this.set(health() === 'degraded' ? 1 : 0);
+        },
+      });
     },
     leaseLost: (count: number) => leasesLost.inc(count),
     claimed: (count: number) => claims.inc(count),

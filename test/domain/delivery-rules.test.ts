@@ -131,14 +131,14 @@ describe('signatures', () => {
         fc.uint8Array({ minLength: 24, maxLength: 64 }),
         (body, key) => {
           const timestamp = Math.floor(Date.now() / 1000);
-          const signature = signatureHeader([signingKey(key)], 'evt_1', timestamp, Buffer.from(body));
+          const signature = signatureHeader([signingKey('v1', key)], 'evt_1', timestamp, Buffer.from(body));
           const headers = {
             'webhook-id': 'evt_1',
             'webhook-timestamp': String(timestamp),
             'webhook-signature': signature,
           };
           const json = JSON.stringify({ body });
-          const signed = signatureHeader([signingKey(key)], 'evt_1', timestamp, Buffer.from(json));
+          const signed = signatureHeader([signingKey('v1', key)], 'evt_1', timestamp, Buffer.from(json));
           expect(
             new Webhook(formatSecret(key)).verify(json, { ...headers, 'webhook-signature': signed }),
           ).toEqual({ body });
@@ -155,7 +155,7 @@ describe('signatures', () => {
   });
   test('with two keys there are two, and either verifies', () => {
     const keys = [randomBytes(32), randomBytes(32)];
-    const ready = keys.map(signingKey);
+    const ready = keys.map((key) => signingKey('v1', key));
     const timestamp = Math.floor(Date.now() / 1000);
     const header = signatureHeader(ready, 'evt_1', timestamp, Buffer.from('{}'));
     expect(header.split(' ')).toHaveLength(2);

@@ -83,11 +83,11 @@ describe('the address guard', () => {
     'http://a.localhost/',
     'http://0/',
   ])('sees through the spelling %s', (text) => {
-    expect(guard.urlProblem(new URL(text))).toBeTypeOf('string');
+    expect(guard.urlProblem(new URL(text), true)).toBeTypeOf('string');
   });
 
   test('leaves names to be judged at every connection', () => {
-    expect(guard.urlProblem(new URL('https://example.com/'))).toBeUndefined();
+    expect(guard.urlProblem(new URL('https://example.com/'), false)).toBeUndefined();
   });
 
   test('exceptions come from configuration only, and open just what they name', () => {
@@ -102,7 +102,7 @@ describe('the address guard', () => {
       false,
       false,
     ]);
-    expect(open.urlProblem(new URL('http://localhost:9000/'))).toBeUndefined();
+    expect(open.urlProblem(new URL('http://localhost:9000/'), false)).toBeUndefined();
   });
 
   test('agrees with arithmetic on 100,000 random addresses', () => {

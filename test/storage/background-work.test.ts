@@ -177,6 +177,8 @@ describe('retention', () => {
       purgeBefore: (beforeMs) => purgeBefore(db, beforeMs),
       expireDeliveries: (beforeMs) => expireDeliveries(db, beforeMs),
       databaseNowMs: async () => now,
+      shorterHistories: async () => [],
+      purgeHistoryOf: async () => 0,
       historyDays: (now % (7 * DAY_MS)) / DAY_MS, // the border between the two partitions
     });
     expect(await tasks.dropExpired()).toBe(8); // events and attempts, 4 hash partitions each

@@ -78,8 +78,10 @@ async function store(
   versions: Partial<Record<string, number>> = {},
   lease = randomBytes(16),
 ) {
-  const tenants = new Map(events.map((e) => [e.event.tenantId, versions[e.event.tenantId] ?? 1]));
-  const batch: IngestBatch = { tenants, events, lease, leaseMs: LEASE_MS };
+  const tenantOf = ({ event: { tenantId } }: IngestEvent) =>
+    [tenantId, { version: versions[tenantId] ?? 1, eventsPerDay: 0, eventsPerMonth: 0 }] as const;
+  const tenants = new Map(events.map(tenantOf));
+  const batch: IngestBatch = { tenants, events, lease, leaseMs: LEASE_MS, slot: 1 };
   return ingest(db.engine, batch);
 }
 

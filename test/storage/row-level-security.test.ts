@@ -11,15 +11,19 @@ let db: Database;
 const TENANT_TABLES = [
   'api_keys',
   'attempts',
+  'audit_log',
+  'breakers',
   'closed_deliveries',
   'dead_letters',
   'deliveries',
   'events',
   'idempotency_keys',
   'replays',
+  'subscription_credentials',
   'subscription_secrets',
   'subscriptions',
   'tenants',
+  'usage',
 ];
 
 beforeAll(async () => {
@@ -72,7 +76,10 @@ describe('the catalogue', () => {
       expect(row, row.name).toMatchObject({
         enabled: true,
         forced: true,
-        policies: ['engine_all', 'tenant_only'],
+        policies:
+          row.name === 'audit_log'
+            ? ['engine_all', 'owner_prunes', 'tenant_only']
+            : ['engine_all', 'tenant_only'],
       });
     }
   });

@@ -27,6 +27,7 @@ export function testConfig(databaseUrl: string, settings: Readonly<Record<string
       DISPATCH_ADMIN_KEY: ADMIN_KEY,
       DISPATCH_MASTER_KEYS: `test:${MASTER_KEY.toString('base64')}`,
       DISPATCH_ALLOW_ENDPOINT_CIDRS: '127.0.0.0/8',
+      DISPATCH_REFUSALS_PER_MINUTE: '1000000',
       DISPATCH_HTTP_PORT: '0',
       DISPATCH_GRPC_PORT: '0',
       DISPATCH_LOG_LEVEL: 'silent',

@@ -33,6 +33,9 @@ export type Verdict = {
 export const hashOf = (body: Uint8Array): string => createHash('sha256').update(body).digest('hex');
 
 export async function checkLedger(owner: pg.Client, ledger: Ledger): Promise<Verdict> {
+  // The database first: what it holds no more was received before. Asked after, it could have finished meanwhile.
+  const unfinished = await owner.query<{ n: string }>('SELECT count(*) AS n FROM deliveries');
+  const events = await owner.query<{ id: string }>('SELECT id FROM events');
   const byEvent = new Map<string, Set<string>>();
   const seen = new Set<string>();
   let unexpected = 0;
@@ -52,8 +55,6 @@ export async function checkLedger(owner: pg.Client, ledger: Ledger): Promise<Ver
   for (const [eventId, { deliveryCount }] of ledger.acked) {
     lost += Math.max(0, deliveryCount - (byEvent.get(eventId)?.size ?? 0));
   }
-  const unfinished = await owner.query<{ n: string }>('SELECT count(*) AS n FROM deliveries');
-  const events = await owner.query<{ id: string }>('SELECT id FROM events');
   const stored = new Set(events.rows.map((row) => idFromUuid('evt', row.id)));
   let missingEvents = 0;
   for (const eventId of ledger.acked.keys()) if (!stored.has(eventId)) missingEvents++;

@@ -6,13 +6,15 @@ import type { GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegen
 import { fileDesc, messageDesc, serviceDesc } from "@bufbuild/protobuf/codegenv2";
 import type { EventInput } from "./event_pb.ts";
 import { file_dispatch_v1_event } from "./event_pb.ts";
+import type { Duration } from "@bufbuild/protobuf/wkt";
+import { file_google_protobuf_duration } from "@bufbuild/protobuf/wkt";
 import type { Message } from "@bufbuild/protobuf";
 
 /**
  * Describes the file dispatch/v1/publish_service.proto.
  */
 export const file_dispatch_v1_publish_service: GenFile = /*@__PURE__*/
-  fileDesc("CiFkaXNwYXRjaC92MS9wdWJsaXNoX3NlcnZpY2UucHJvdG8SC2Rpc3BhdGNoLnYxIksKDlB1Ymxpc2hSZXF1ZXN0EhEKCXRlbmFudF9pZBgBIAEoCRImCgVldmVudBgCIAEoCzIXLmRpc3BhdGNoLnYxLkV2ZW50SW5wdXQiTgoPUHVibGlzaFJlc3BvbnNlEhAKCGV2ZW50X2lkGAEgASgJEhEKCWR1cGxpY2F0ZRgCIAEoCBIWCg5kZWxpdmVyeV9jb3VudBgDIAEoBSJRChNQdWJsaXNoQmF0Y2hSZXF1ZXN0EhEKCXRlbmFudF9pZBgBIAEoCRInCgZldmVudHMYAiADKAsyFy5kaXNwYXRjaC52MS5FdmVudElucHV0IjwKDFB1Ymxpc2hFcnJvchIMCgRjb2RlGAEgASgFEg8KB21lc3NhZ2UYAiABKAkSDQoFZmllbGQYAyABKAkicQoNUHVibGlzaFJlc3VsdBIqCgJvaxgBIAEoCzIcLmRpc3BhdGNoLnYxLlB1Ymxpc2hSZXNwb25zZUgAEioKBWVycm9yGAIgASgLMhkuZGlzcGF0Y2gudjEuUHVibGlzaEVycm9ySABCCAoGcmVzdWx0IkMKFFB1Ymxpc2hCYXRjaFJlc3BvbnNlEisKB3Jlc3VsdHMYASADKAsyGi5kaXNwYXRjaC52MS5QdWJsaXNoUmVzdWx0ImMKFFB1Ymxpc2hTdHJlYW1SZXF1ZXN0EhEKCXRlbmFudF9pZBgBIAEoCRImCgVldmVudBgCIAEoCzIXLmRpc3BhdGNoLnYxLkV2ZW50SW5wdXQSEAoIc2VxdWVuY2UYAyABKAQiVQoVUHVibGlzaFN0cmVhbVJlc3BvbnNlEhAKCHNlcXVlbmNlGAEgASgEEioKBnJlc3VsdBgCIAEoCzIaLmRpc3BhdGNoLnYxLlB1Ymxpc2hSZXN1bHQyhwIKDlB1Ymxpc2hTZXJ2aWNlEkQKB1B1Ymxpc2gSGy5kaXNwYXRjaC52MS5QdWJsaXNoUmVxdWVzdBocLmRpc3BhdGNoLnYxLlB1Ymxpc2hSZXNwb25zZRJTCgxQdWJsaXNoQmF0Y2gSIC5kaXNwYXRjaC52MS5QdWJsaXNoQmF0Y2hSZXF1ZXN0GiEuZGlzcGF0Y2gudjEuUHVibGlzaEJhdGNoUmVzcG9uc2USWgoNUHVibGlzaFN0cmVhbRIhLmRpc3BhdGNoLnYxLlB1Ymxpc2hTdHJlYW1SZXF1ZXN0GiIuZGlzcGF0Y2gudjEuUHVibGlzaFN0cmVhbVJlc3BvbnNlKAEwAWIGcHJvdG8z", [file_dispatch_v1_event]);
+  fileDesc("CiFkaXNwYXRjaC92MS9wdWJsaXNoX3NlcnZpY2UucHJvdG8SC2Rpc3BhdGNoLnYxIksKDlB1Ymxpc2hSZXF1ZXN0EhEKCXRlbmFudF9pZBgBIAEoCRImCgVldmVudBgCIAEoCzIXLmRpc3BhdGNoLnYxLkV2ZW50SW5wdXQiTgoPUHVibGlzaFJlc3BvbnNlEhAKCGV2ZW50X2lkGAEgASgJEhEKCWR1cGxpY2F0ZRgCIAEoCBIWCg5kZWxpdmVyeV9jb3VudBgDIAEoBSJRChNQdWJsaXNoQmF0Y2hSZXF1ZXN0EhEKCXRlbmFudF9pZBgBIAEoCRInCgZldmVudHMYAiADKAsyFy5kaXNwYXRjaC52MS5FdmVudElucHV0IosBCgxQdWJsaXNoRXJyb3ISDAoEY29kZRgBIAEoBRIPCgdtZXNzYWdlGAIgASgJEg0KBWZpZWxkGAMgASgJEg4KBnJlYXNvbhgEIAEoCRINCgVxdW90YRgFIAEoCRIuCgtyZXRyeV9kZWxheRgGIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbiJxCg1QdWJsaXNoUmVzdWx0EioKAm9rGAEgASgLMhwuZGlzcGF0Y2gudjEuUHVibGlzaFJlc3BvbnNlSAASKgoFZXJyb3IYAiABKAsyGS5kaXNwYXRjaC52MS5QdWJsaXNoRXJyb3JIAEIICgZyZXN1bHQiQwoUUHVibGlzaEJhdGNoUmVzcG9uc2USKwoHcmVzdWx0cxgBIAMoCzIaLmRpc3BhdGNoLnYxLlB1Ymxpc2hSZXN1bHQiYwoUUHVibGlzaFN0cmVhbVJlcXVlc3QSEQoJdGVuYW50X2lkGAEgASgJEiYKBWV2ZW50GAIgASgLMhcuZGlzcGF0Y2gudjEuRXZlbnRJbnB1dBIQCghzZXF1ZW5jZRgDIAEoBCJVChVQdWJsaXNoU3RyZWFtUmVzcG9uc2USEAoIc2VxdWVuY2UYASABKAQSKgoGcmVzdWx0GAIgASgLMhouZGlzcGF0Y2gudjEuUHVibGlzaFJlc3VsdDKHAgoOUHVibGlzaFNlcnZpY2USRAoHUHVibGlzaBIbLmRpc3BhdGNoLnYxLlB1Ymxpc2hSZXF1ZXN0GhwuZGlzcGF0Y2gudjEuUHVibGlzaFJlc3BvbnNlElMKDFB1Ymxpc2hCYXRjaBIgLmRpc3BhdGNoLnYxLlB1Ymxpc2hCYXRjaFJlcXVlc3QaIS5kaXNwYXRjaC52MS5QdWJsaXNoQmF0Y2hSZXNwb25zZRJaCg1QdWJsaXNoU3RyZWFtEiEuZGlzcGF0Y2gudjEuUHVibGlzaFN0cmVhbVJlcXVlc3QaIi5kaXNwYXRjaC52MS5QdWJsaXNoU3RyZWFtUmVzcG9uc2UoATABYgZwcm90bzM", [file_dispatch_v1_event, file_google_protobuf_duration]);
 
 /**
  * One event to publish.
@@ -133,6 +135,27 @@ export type PublishError = Message<"dispatch.v1.PublishError"> & {
    * @generated from field: string field = 3;
    */
   field: string;
+
+  /**
+   * UPPER_SNAKE_CASE and stable, for example `QUOTA_EXCEEDED`.
+   *
+   * @generated from field: string reason = 4;
+   */
+  reason: string;
+
+  /**
+   * The quota that was exceeded, if it was one, for example `events_per_day`.
+   *
+   * @generated from field: string quota = 5;
+   */
+  quota: string;
+
+  /**
+   * When trying again makes sense, if it does.
+   *
+   * @generated from field: google.protobuf.Duration retry_delay = 6;
+   */
+  retryDelay?: Duration | undefined;
 };
 
 /**

@@ -12,7 +12,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file dispatch/v1/subscription_service.proto.
  */
 export const file_dispatch_v1_subscription_service: GenFile = /*@__PURE__*/
-  fileDesc("CiZkaXNwYXRjaC92MS9zdWJzY3JpcHRpb25fc2VydmljZS5wcm90bxILZGlzcGF0Y2gudjEiNgoJUmV0cnlMaXN0EikKBmRlbGF5cxgBIAMoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbiKJAQoQUmV0cnlFeHBvbmVudGlhbBInCgRiYXNlGAEgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEg4KBmZhY3RvchgCIAEoARImCgNjYXAYAyABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SFAoMbWF4X2F0dGVtcHRzGAQgASgFIsgBCgtSZXRyeVBvbGljeRImCgRsaXN0GAEgASgLMhYuZGlzcGF0Y2gudjEuUmV0cnlMaXN0SAASNAoLZXhwb25lbnRpYWwYAiABKAsyHS5kaXNwYXRjaC52MS5SZXRyeUV4cG9uZW50aWFsSAASIwoGaml0dGVyGAMgASgOMhMuZGlzcGF0Y2gudjEuSml0dGVyEioKB21heF9hZ2UYBCABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb25CCgoIc2NoZWR1bGUi4gQKDFN1YnNjcmlwdGlvbhIXCg9zdWJzY3JpcHRpb25faWQYASABKAkSEQoJdGVuYW50X2lkGAIgASgJEgsKA3VybBgDIAEoCRITCgtldmVudF90eXBlcxgEIAMoCRITCgtkZXNjcmlwdGlvbhgFIAEoCRI3CgdoZWFkZXJzGAYgAygLMiYuZGlzcGF0Y2gudjEuU3Vic2NyaXB0aW9uLkhlYWRlcnNFbnRyeRIuCgxyZXRyeV9wb2xpY3kYByABKAsyGC5kaXNwYXRjaC52MS5SZXRyeVBvbGljeRIyCg9hdHRlbXB0X3RpbWVvdXQYCCABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SOQoIbWV0YWRhdGEYCSADKAsyJy5kaXNwYXRjaC52MS5TdWJzY3JpcHRpb24uTWV0YWRhdGFFbnRyeRItCgVzdGF0ZRgKIAEoDjIeLmRpc3BhdGNoLnYxLlN1YnNjcmlwdGlvblN0YXRlEhcKD2Rpc2FibGVkX3JlYXNvbhgLIAEoCRIMCgRldGFnGAwgASgJEi8KC2NyZWF0ZV90aW1lGA0gASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIvCgt1cGRhdGVfdGltZRgOIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAaLgoMSGVhZGVyc0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEaLwoNTWV0YWRhdGFFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBIm8KGUNyZWF0ZVN1YnNjcmlwdGlvblJlcXVlc3QSEQoJdGVuYW50X2lkGAEgASgJEi8KDHN1YnNjcmlwdGlvbhgCIAEoCzIZLmRpc3BhdGNoLnYxLlN1YnNjcmlwdGlvbhIOCgZzZWNyZXQYAyABKAkiXQoaQ3JlYXRlU3Vic2NyaXB0aW9uUmVzcG9uc2USLwoMc3Vic2NyaXB0aW9uGAEgASgLMhkuZGlzcGF0Y2gudjEuU3Vic2NyaXB0aW9uEg4KBnNlY3JldBgCIAEoCSJEChZHZXRTdWJzY3JpcHRpb25SZXF1ZXN0EhEKCXRlbmFudF9pZBgBIAEoCRIXCg9zdWJzY3JpcHRpb25faWQYAiABKAkiSgoXR2V0U3Vic2NyaXB0aW9uUmVzcG9uc2USLwoMc3Vic2NyaXB0aW9uGAEgASgLMhkuZGlzcGF0Y2gudjEuU3Vic2NyaXB0aW9uIoMBChhMaXN0U3Vic2NyaXB0aW9uc1JlcXVlc3QSEQoJdGVuYW50X2lkGAEgASgJEhEKCXBhZ2Vfc2l6ZRgCIAEoBRISCgpwYWdlX3Rva2VuGAMgASgJEi0KBXN0YXRlGAQgASgOMh4uZGlzcGF0Y2gudjEuU3Vic2NyaXB0aW9uU3RhdGUiZgoZTGlzdFN1YnNjcmlwdGlvbnNSZXNwb25zZRIwCg1zdWJzY3JpcHRpb25zGAEgAygLMhkuZGlzcGF0Y2gudjEuU3Vic2NyaXB0aW9uEhcKD25leHRfcGFnZV90b2tlbhgCIAEoCSKQAQoZVXBkYXRlU3Vic2NyaXB0aW9uUmVxdWVzdBIRCgl0ZW5hbnRfaWQYASABKAkSLwoMc3Vic2NyaXB0aW9uGAIgASgLMhkuZGlzcGF0Y2gudjEuU3Vic2NyaXB0aW9uEi8KC3VwZGF0ZV9tYXNrGAMgASgLMhouZ29vZ2xlLnByb3RvYnVmLkZpZWxkTWFzayJNChpVcGRhdGVTdWJzY3JpcHRpb25SZXNwb25zZRIvCgxzdWJzY3JpcHRpb24YASABKAsyGS5kaXNwYXRjaC52MS5TdWJzY3JpcHRpb24iVQoZRGVsZXRlU3Vic2NyaXB0aW9uUmVxdWVzdBIRCgl0ZW5hbnRfaWQYASABKAkSFwoPc3Vic2NyaXB0aW9uX2lkGAIgASgJEgwKBGV0YWcYAyABKAkiHAoaRGVsZXRlU3Vic2NyaXB0aW9uUmVzcG9uc2UiRgoYUGF1c2VTdWJzY3JpcHRpb25SZXF1ZXN0EhEKCXRlbmFudF9pZBgBIAEoCRIXCg9zdWJzY3JpcHRpb25faWQYAiABKAkiTAoZUGF1c2VTdWJzY3JpcHRpb25SZXNwb25zZRIvCgxzdWJzY3JpcHRpb24YASABKAsyGS5kaXNwYXRjaC52MS5TdWJzY3JpcHRpb24iRwoZUmVzdW1lU3Vic2NyaXB0aW9uUmVxdWVzdBIRCgl0ZW5hbnRfaWQYASABKAkSFwoPc3Vic2NyaXB0aW9uX2lkGAIgASgJIk0KGlJlc3VtZVN1YnNjcmlwdGlvblJlc3BvbnNlEi8KDHN1YnNjcmlwdGlvbhgBIAEoCzIZLmRpc3BhdGNoLnYxLlN1YnNjcmlwdGlvbiJ9ChNSb3RhdGVTZWNyZXRSZXF1ZXN0EhEKCXRlbmFudF9pZBgBIAEoCRIXCg9zdWJzY3JpcHRpb25faWQYAiABKAkSKgoHb3ZlcmxhcBgDIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIOCgZzZWNyZXQYBCABKAkiYAoUUm90YXRlU2VjcmV0UmVzcG9uc2USDgoGc2VjcmV0GAEgASgJEjgKFHByZXZpb3VzX2V4cGlyZV90aW1lGAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCqWAQoRU3Vic2NyaXB0aW9uU3RhdGUSIgoeU1VCU0NSSVBUSU9OX1NUQVRFX1VOU1BFQ0lGSUVEEAASHQoZU1VCU0NSSVBUSU9OX1NUQVRFX0FDVElWRRABEh0KGVNVQlNDUklQVElPTl9TVEFURV9QQVVTRUQQAhIfChtTVUJTQ1JJUFRJT05fU1RBVEVfRElTQUJMRUQQAypCCgZKaXR0ZXISFgoSSklUVEVSX1VOU1BFQ0lGSUVEEAASDwoLSklUVEVSX0ZVTEwQARIPCgtKSVRURVJfTk9ORRACMqwGChNTdWJzY3JpcHRpb25TZXJ2aWNlEmUKEkNyZWF0ZVN1YnNjcmlwdGlvbhImLmRpc3BhdGNoLnYxLkNyZWF0ZVN1YnNjcmlwdGlvblJlcXVlc3QaJy5kaXNwYXRjaC52MS5DcmVhdGVTdWJzY3JpcHRpb25SZXNwb25zZRJcCg9HZXRTdWJzY3JpcHRpb24SIy5kaXNwYXRjaC52MS5HZXRTdWJzY3JpcHRpb25SZXF1ZXN0GiQuZGlzcGF0Y2gudjEuR2V0U3Vic2NyaXB0aW9uUmVzcG9uc2USYgoRTGlzdFN1YnNjcmlwdGlvbnMSJS5kaXNwYXRjaC52MS5MaXN0U3Vic2NyaXB0aW9uc1JlcXVlc3QaJi5kaXNwYXRjaC52MS5MaXN0U3Vic2NyaXB0aW9uc1Jlc3BvbnNlEmUKElVwZGF0ZVN1YnNjcmlwdGlvbhImLmRpc3BhdGNoLnYxLlVwZGF0ZVN1YnNjcmlwdGlvblJlcXVlc3QaJy5kaXNwYXRjaC52MS5VcGRhdGVTdWJzY3JpcHRpb25SZXNwb25zZRJlChJEZWxldGVTdWJzY3JpcHRpb24SJi5kaXNwYXRjaC52MS5EZWxldGVTdWJzY3JpcHRpb25SZXF1ZXN0GicuZGlzcGF0Y2gudjEuRGVsZXRlU3Vic2NyaXB0aW9uUmVzcG9uc2USYgoRUGF1c2VTdWJzY3JpcHRpb24SJS5kaXNwYXRjaC52MS5QYXVzZVN1YnNjcmlwdGlvblJlcXVlc3QaJi5kaXNwYXRjaC52MS5QYXVzZVN1YnNjcmlwdGlvblJlc3BvbnNlEmUKElJlc3VtZVN1YnNjcmlwdGlvbhImLmRpc3BhdGNoLnYxLlJlc3VtZVN1YnNjcmlwdGlvblJlcXVlc3QaJy5kaXNwYXRjaC52MS5SZXN1bWVTdWJzY3JpcHRpb25SZXNwb25zZRJTCgxSb3RhdGVTZWNyZXQSIC5kaXNwYXRjaC52MS5Sb3RhdGVTZWNyZXRSZXF1ZXN0GiEuZGlzcGF0Y2gudjEuUm90YXRlU2VjcmV0UmVzcG9uc2ViBnByb3RvMw", [file_google_protobuf_duration, file_google_protobuf_field_mask, file_google_protobuf_timestamp]);
+  fileDesc("CiZkaXNwYXRjaC92MS9zdWJzY3JpcHRpb25fc2VydmljZS5wcm90bxILZGlzcGF0Y2gudjEiNgoJUmV0cnlMaXN0EikKBmRlbGF5cxgBIAMoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbiKJAQoQUmV0cnlFeHBvbmVudGlhbBInCgRiYXNlGAEgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEg4KBmZhY3RvchgCIAEoARImCgNjYXAYAyABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SFAoMbWF4X2F0dGVtcHRzGAQgASgFIsgBCgtSZXRyeVBvbGljeRImCgRsaXN0GAEgASgLMhYuZGlzcGF0Y2gudjEuUmV0cnlMaXN0SAASNAoLZXhwb25lbnRpYWwYAiABKAsyHS5kaXNwYXRjaC52MS5SZXRyeUV4cG9uZW50aWFsSAASIwoGaml0dGVyGAMgASgOMhMuZGlzcGF0Y2gudjEuSml0dGVyEioKB21heF9hZ2UYBCABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb25CCgoIc2NoZWR1bGUiLwoJQmFzaWNBdXRoEhAKCHVzZXJuYW1lGAEgASgJEhAKCHBhc3N3b3JkGAIgASgJIhsKCkJlYXJlckF1dGgSDQoFdG9rZW4YASABKAkieAoXT0F1dGgyQ2xpZW50Q3JlZGVudGlhbHMSEQoJdG9rZW5fdXJsGAEgASgJEhEKCWNsaWVudF9pZBgCIAEoCRIVCg1jbGllbnRfc2VjcmV0GAMgASgJEg4KBnNjb3BlcxgEIAMoCRIQCghhdWRpZW5jZRgFIAEoCSKiAQoMRW5kcG9pbnRBdXRoEicKBWJhc2ljGAEgASgLMhYuZGlzcGF0Y2gudjEuQmFzaWNBdXRoSAASKQoGYmVhcmVyGAIgASgLMhcuZGlzcGF0Y2gudjEuQmVhcmVyQXV0aEgAEjYKBm9hdXRoMhgDIAEoCzIkLmRpc3BhdGNoLnYxLk9BdXRoMkNsaWVudENyZWRlbnRpYWxzSABCBgoEa2luZCJPCgtFbmRwb2ludFRscxIXCg9jZXJ0aWZpY2F0ZV9wZW0YASABKAkSFwoPcHJpdmF0ZV9rZXlfcGVtGAIgASgJEg4KBmNhX3BlbRgDIAEoCSKjAQoHQnJlYWtlchIoCgVzdGF0ZRgBIAEoDjIZLmRpc3BhdGNoLnYxLkJyZWFrZXJTdGF0ZRIOCgZyZWFzb24YAiABKAkSLgoKc2luY2VfdGltZRgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLgoKdW50aWxfdGltZRgEIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAi9QYKDFN1YnNjcmlwdGlvbhIXCg9zdWJzY3JpcHRpb25faWQYASABKAkSEQoJdGVuYW50X2lkGAIgASgJEgsKA3VybBgDIAEoCRITCgtldmVudF90eXBlcxgEIAMoCRITCgtkZXNjcmlwdGlvbhgFIAEoCRI3CgdoZWFkZXJzGAYgAygLMiYuZGlzcGF0Y2gudjEuU3Vic2NyaXB0aW9uLkhlYWRlcnNFbnRyeRIuCgxyZXRyeV9wb2xpY3kYByABKAsyGC5kaXNwYXRjaC52MS5SZXRyeVBvbGljeRIyCg9hdHRlbXB0X3RpbWVvdXQYCCABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SOQoIbWV0YWRhdGEYCSADKAsyJy5kaXNwYXRjaC52MS5TdWJzY3JpcHRpb24uTWV0YWRhdGFFbnRyeRItCgVzdGF0ZRgKIAEoDjIeLmRpc3BhdGNoLnYxLlN1YnNjcmlwdGlvblN0YXRlEhcKD2Rpc2FibGVkX3JlYXNvbhgLIAEoCRIMCgRldGFnGAwgASgJEi8KC2NyZWF0ZV90aW1lGA0gASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIvCgt1cGRhdGVfdGltZRgOIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASNwoRc2lnbmF0dXJlX3NjaGVtZXMYDyADKA4yHC5kaXNwYXRjaC52MS5TaWduYXR1cmVTY2hlbWUSHQoVY29tcGF0aWJpbGl0eV9oZWFkZXJzGBAgASgIEhYKDm1heF9wZXJfc2Vjb25kGBEgASgBEhUKDW1heF9pbl9mbGlnaHQYEiABKAUSJwoEYXV0aBgTIAEoCzIZLmRpc3BhdGNoLnYxLkVuZHBvaW50QXV0aBIlCgN0bHMYFCABKAsyGC5kaXNwYXRjaC52MS5FbmRwb2ludFRscxITCgtwdWJsaWNfa2V5cxgVIAMoCRIlCgdicmVha2VyGBYgASgLMhQuZGlzcGF0Y2gudjEuQnJlYWtlchouCgxIZWFkZXJzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ARovCg1NZXRhZGF0YUVudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEibwoZQ3JlYXRlU3Vic2NyaXB0aW9uUmVxdWVzdBIRCgl0ZW5hbnRfaWQYASABKAkSLwoMc3Vic2NyaXB0aW9uGAIgASgLMhkuZGlzcGF0Y2gudjEuU3Vic2NyaXB0aW9uEg4KBnNlY3JldBgDIAEoCSJdChpDcmVhdGVTdWJzY3JpcHRpb25SZXNwb25zZRIvCgxzdWJzY3JpcHRpb24YASABKAsyGS5kaXNwYXRjaC52MS5TdWJzY3JpcHRpb24SDgoGc2VjcmV0GAIgASgJIkQKFkdldFN1YnNjcmlwdGlvblJlcXVlc3QSEQoJdGVuYW50X2lkGAEgASgJEhcKD3N1YnNjcmlwdGlvbl9pZBgCIAEoCSJKChdHZXRTdWJzY3JpcHRpb25SZXNwb25zZRIvCgxzdWJzY3JpcHRpb24YASABKAsyGS5kaXNwYXRjaC52MS5TdWJzY3JpcHRpb24igwEKGExpc3RTdWJzY3JpcHRpb25zUmVxdWVzdBIRCgl0ZW5hbnRfaWQYASABKAkSEQoJcGFnZV9zaXplGAIgASgFEhIKCnBhZ2VfdG9rZW4YAyABKAkSLQoFc3RhdGUYBCABKA4yHi5kaXNwYXRjaC52MS5TdWJzY3JpcHRpb25TdGF0ZSJmChlMaXN0U3Vic2NyaXB0aW9uc1Jlc3BvbnNlEjAKDXN1YnNjcmlwdGlvbnMYASADKAsyGS5kaXNwYXRjaC52MS5TdWJzY3JpcHRpb24SFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJIpABChlVcGRhdGVTdWJzY3JpcHRpb25SZXF1ZXN0EhEKCXRlbmFudF9pZBgBIAEoCRIvCgxzdWJzY3JpcHRpb24YAiABKAsyGS5kaXNwYXRjaC52MS5TdWJzY3JpcHRpb24SLwoLdXBkYXRlX21hc2sYAyABKAsyGi5nb29nbGUucHJvdG9idWYuRmllbGRNYXNrIl0KGlVwZGF0ZVN1YnNjcmlwdGlvblJlc3BvbnNlEi8KDHN1YnNjcmlwdGlvbhgBIAEoCzIZLmRpc3BhdGNoLnYxLlN1YnNjcmlwdGlvbhIOCgZzZWNyZXQYAiABKAkiVQoZRGVsZXRlU3Vic2NyaXB0aW9uUmVxdWVzdBIRCgl0ZW5hbnRfaWQYASABKAkSFwoPc3Vic2NyaXB0aW9uX2lkGAIgASgJEgwKBGV0YWcYAyABKAkiHAoaRGVsZXRlU3Vic2NyaXB0aW9uUmVzcG9uc2UiRgoYUGF1c2VTdWJzY3JpcHRpb25SZXF1ZXN0EhEKCXRlbmFudF9pZBgBIAEoCRIXCg9zdWJzY3JpcHRpb25faWQYAiABKAkiTAoZUGF1c2VTdWJzY3JpcHRpb25SZXNwb25zZRIvCgxzdWJzY3JpcHRpb24YASABKAsyGS5kaXNwYXRjaC52MS5TdWJzY3JpcHRpb24iRwoZUmVzdW1lU3Vic2NyaXB0aW9uUmVxdWVzdBIRCgl0ZW5hbnRfaWQYASABKAkSFwoPc3Vic2NyaXB0aW9uX2lkGAIgASgJIk0KGlJlc3VtZVN1YnNjcmlwdGlvblJlc3BvbnNlEi8KDHN1YnNjcmlwdGlvbhgBIAEoCzIZLmRpc3BhdGNoLnYxLlN1YnNjcmlwdGlvbiKrAQoTUm90YXRlU2VjcmV0UmVxdWVzdBIRCgl0ZW5hbnRfaWQYASABKAkSFwoPc3Vic2NyaXB0aW9uX2lkGAIgASgJEioKB292ZXJsYXAYAyABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SDgoGc2VjcmV0GAQgASgJEiwKBnNjaGVtZRgFIAEoDjIcLmRpc3BhdGNoLnYxLlNpZ25hdHVyZVNjaGVtZSJ0ChRSb3RhdGVTZWNyZXRSZXNwb25zZRIOCgZzZWNyZXQYASABKAkSOAoUcHJldmlvdXNfZXhwaXJlX3RpbWUYAiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhIKCnB1YmxpY19rZXkYAyABKAkiagoXVGVzdFN1YnNjcmlwdGlvblJlcXVlc3QSEQoJdGVuYW50X2lkGAEgASgJEhcKD3N1YnNjcmlwdGlvbl9pZBgCIAEoCRISCgpldmVudF90eXBlGAMgASgJEg8KB3BheWxvYWQYBCABKAwirQEKGFRlc3RTdWJzY3JpcHRpb25SZXNwb25zZRIRCglzdWNjZWVkZWQYASABKAgSDgoGc3RhdHVzGAIgASgFEhMKC2Vycm9yX2NsYXNzGAMgASgJEhUKDWVycm9yX21lc3NhZ2UYBCABKAkSKwoIZHVyYXRpb24YBSABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SFQoNcmVzcG9uc2VfYm9keRgGIAEoDCqWAQoRU3Vic2NyaXB0aW9uU3RhdGUSIgoeU1VCU0NSSVBUSU9OX1NUQVRFX1VOU1BFQ0lGSUVEEAASHQoZU1VCU0NSSVBUSU9OX1NUQVRFX0FDVElWRRABEh0KGVNVQlNDUklQVElPTl9TVEFURV9QQVVTRUQQAhIfChtTVUJTQ1JJUFRJT05fU1RBVEVfRElTQUJMRUQQAypCCgZKaXR0ZXISFgoSSklUVEVSX1VOU1BFQ0lGSUVEEAASDwoLSklUVEVSX0ZVTEwQARIPCgtKSVRURVJfTk9ORRACKmYKD1NpZ25hdHVyZVNjaGVtZRIgChxTSUdOQVRVUkVfU0NIRU1FX1VOU1BFQ0lGSUVEEAASFwoTU0lHTkFUVVJFX1NDSEVNRV9WMRABEhgKFFNJR05BVFVSRV9TQ0hFTUVfVjFBEAIqlwEKDEJyZWFrZXJTdGF0ZRIdChlCUkVBS0VSX1NUQVRFX1VOU1BFQ0lGSUVEEAASGAoUQlJFQUtFUl9TVEFURV9DTE9TRUQQARIWChJCUkVBS0VSX1NUQVRFX09QRU4QAhIbChdCUkVBS0VSX1NUQVRFX0hBTEZfT1BFThADEhkKFUJSRUFLRVJfU1RBVEVfUkFNUElORxAEMo0HChNTdWJzY3JpcHRpb25TZXJ2aWNlEmUKEkNyZWF0ZVN1YnNjcmlwdGlvbhImLmRpc3BhdGNoLnYxLkNyZWF0ZVN1YnNjcmlwdGlvblJlcXVlc3QaJy5kaXNwYXRjaC52MS5DcmVhdGVTdWJzY3JpcHRpb25SZXNwb25zZRJcCg9HZXRTdWJzY3JpcHRpb24SIy5kaXNwYXRjaC52MS5HZXRTdWJzY3JpcHRpb25SZXF1ZXN0GiQuZGlzcGF0Y2gudjEuR2V0U3Vic2NyaXB0aW9uUmVzcG9uc2USYgoRTGlzdFN1YnNjcmlwdGlvbnMSJS5kaXNwYXRjaC52MS5MaXN0U3Vic2NyaXB0aW9uc1JlcXVlc3QaJi5kaXNwYXRjaC52MS5MaXN0U3Vic2NyaXB0aW9uc1Jlc3BvbnNlEmUKElVwZGF0ZVN1YnNjcmlwdGlvbhImLmRpc3BhdGNoLnYxLlVwZGF0ZVN1YnNjcmlwdGlvblJlcXVlc3QaJy5kaXNwYXRjaC52MS5VcGRhdGVTdWJzY3JpcHRpb25SZXNwb25zZRJlChJEZWxldGVTdWJzY3JpcHRpb24SJi5kaXNwYXRjaC52MS5EZWxldGVTdWJzY3JpcHRpb25SZXF1ZXN0GicuZGlzcGF0Y2gudjEuRGVsZXRlU3Vic2NyaXB0aW9uUmVzcG9uc2USYgoRUGF1c2VTdWJzY3JpcHRpb24SJS5kaXNwYXRjaC52MS5QYXVzZVN1YnNjcmlwdGlvblJlcXVlc3QaJi5kaXNwYXRjaC52MS5QYXVzZVN1YnNjcmlwdGlvblJlc3BvbnNlEmUKElJlc3VtZVN1YnNjcmlwdGlvbhImLmRpc3BhdGNoLnYxLlJlc3VtZVN1YnNjcmlwdGlvblJlcXVlc3QaJy5kaXNwYXRjaC52MS5SZXN1bWVTdWJzY3JpcHRpb25SZXNwb25zZRJTCgxSb3RhdGVTZWNyZXQSIC5kaXNwYXRjaC52MS5Sb3RhdGVTZWNyZXRSZXF1ZXN0GiEuZGlzcGF0Y2gudjEuUm90YXRlU2VjcmV0UmVzcG9uc2USXwoQVGVzdFN1YnNjcmlwdGlvbhIkLmRpc3BhdGNoLnYxLlRlc3RTdWJzY3JpcHRpb25SZXF1ZXN0GiUuZGlzcGF0Y2gudjEuVGVzdFN1YnNjcmlwdGlvblJlc3BvbnNlYgZwcm90bzM", [file_google_protobuf_duration, file_google_protobuf_field_mask, file_google_protobuf_timestamp]);
 
 /**
  * Delays one by one.
@@ -131,6 +131,229 @@ export const RetryPolicySchema: GenMessage<RetryPolicy> = /*@__PURE__*/
   messageDesc(file_dispatch_v1_subscription_service, 2);
 
 /**
+ * User name and password.
+ *
+ * @generated from message dispatch.v1.BasicAuth
+ */
+export type BasicAuth = Message<"dispatch.v1.BasicAuth"> & {
+  /**
+   * 1–256 printable ASCII characters without a colon.
+   *
+   * @generated from field: string username = 1;
+   */
+  username: string;
+
+  /**
+   * 1–1,024 printable ASCII characters. Never answered.
+   *
+   * @generated from field: string password = 2;
+   */
+  password: string;
+};
+
+/**
+ * Describes the message dispatch.v1.BasicAuth.
+ * Use `create(BasicAuthSchema)` to create a new message.
+ */
+export const BasicAuthSchema: GenMessage<BasicAuth> = /*@__PURE__*/
+  messageDesc(file_dispatch_v1_subscription_service, 3);
+
+/**
+ * A fixed token.
+ *
+ * @generated from message dispatch.v1.BearerAuth
+ */
+export type BearerAuth = Message<"dispatch.v1.BearerAuth"> & {
+  /**
+   * 1–4,096 printable ASCII characters without spaces. Never answered.
+   *
+   * @generated from field: string token = 1;
+   */
+  token: string;
+};
+
+/**
+ * Describes the message dispatch.v1.BearerAuth.
+ * Use `create(BearerAuthSchema)` to create a new message.
+ */
+export const BearerAuthSchema: GenMessage<BearerAuth> = /*@__PURE__*/
+  messageDesc(file_dispatch_v1_subscription_service, 4);
+
+/**
+ * OAuth 2.0 client credentials (RFC 6749, section 4.4): dispatch fetches a token,
+ * keeps it until shortly before it expires, and fetches another when the
+ * endpoint answers 401.
+ *
+ * @generated from message dispatch.v1.OAuth2ClientCredentials
+ */
+export type OAuth2ClientCredentials = Message<"dispatch.v1.OAuth2ClientCredentials"> & {
+  /**
+   * Where tokens are. The same rules as for endpoint URLs. Required.
+   *
+   * @generated from field: string token_url = 1;
+   */
+  tokenUrl: string;
+
+  /**
+   * 1–512 printable ASCII characters. Required.
+   *
+   * @generated from field: string client_id = 2;
+   */
+  clientId: string;
+
+  /**
+   * 1–1,024 printable ASCII characters. Never answered.
+   *
+   * @generated from field: string client_secret = 3;
+   */
+  clientSecret: string;
+
+  /**
+   * Sent as `scope`, joined by spaces. At most 32, each 1–128 characters.
+   *
+   * @generated from field: repeated string scopes = 4;
+   */
+  scopes: string[];
+
+  /**
+   * Sent as `audience` if not empty. At most 512 characters.
+   *
+   * @generated from field: string audience = 5;
+   */
+  audience: string;
+};
+
+/**
+ * Describes the message dispatch.v1.OAuth2ClientCredentials.
+ * Use `create(OAuth2ClientCredentialsSchema)` to create a new message.
+ */
+export const OAuth2ClientCredentialsSchema: GenMessage<OAuth2ClientCredentials> = /*@__PURE__*/
+  messageDesc(file_dispatch_v1_subscription_service, 5);
+
+/**
+ * What an attempt's `authorization` header holds.
+ *
+ * @generated from message dispatch.v1.EndpointAuth
+ */
+export type EndpointAuth = Message<"dispatch.v1.EndpointAuth"> & {
+  /**
+   * Exactly one is set.
+   *
+   * @generated from oneof dispatch.v1.EndpointAuth.kind
+   */
+  kind: {
+    /**
+     * User name and password.
+     *
+     * @generated from field: dispatch.v1.BasicAuth basic = 1;
+     */
+    value: BasicAuth;
+    case: "basic";
+  } | {
+    /**
+     * A fixed token.
+     *
+     * @generated from field: dispatch.v1.BearerAuth bearer = 2;
+     */
+    value: BearerAuth;
+    case: "bearer";
+  } | {
+    /**
+     * A token that dispatch fetches.
+     *
+     * @generated from field: dispatch.v1.OAuth2ClientCredentials oauth2 = 3;
+     */
+    value: OAuth2ClientCredentials;
+    case: "oauth2";
+  } | { case: undefined; value?: undefined };
+};
+
+/**
+ * Describes the message dispatch.v1.EndpointAuth.
+ * Use `create(EndpointAuthSchema)` to create a new message.
+ */
+export const EndpointAuthSchema: GenMessage<EndpointAuth> = /*@__PURE__*/
+  messageDesc(file_dispatch_v1_subscription_service, 6);
+
+/**
+ * How the TLS connection to the endpoint is made.
+ *
+ * @generated from message dispatch.v1.EndpointTls
+ */
+export type EndpointTls = Message<"dispatch.v1.EndpointTls"> & {
+  /**
+   * Client certificate chain, PEM, at most 32 KiB.
+   *
+   * @generated from field: string certificate_pem = 1;
+   */
+  certificatePem: string;
+
+  /**
+   * Its private key, PEM, at most 16 KiB, not encrypted. Never answered.
+   *
+   * @generated from field: string private_key_pem = 2;
+   */
+  privateKeyPem: string;
+
+  /**
+   * Authorities to trust instead of the usual ones, PEM, at most 64 KiB.
+   *
+   * @generated from field: string ca_pem = 3;
+   */
+  caPem: string;
+};
+
+/**
+ * Describes the message dispatch.v1.EndpointTls.
+ * Use `create(EndpointTlsSchema)` to create a new message.
+ */
+export const EndpointTlsSchema: GenMessage<EndpointTls> = /*@__PURE__*/
+  messageDesc(file_dispatch_v1_subscription_service, 7);
+
+/**
+ * A subscription's circuit breaker.
+ *
+ * @generated from message dispatch.v1.Breaker
+ */
+export type Breaker = Message<"dispatch.v1.Breaker"> & {
+  /**
+   * Where it stands.
+   *
+   * @generated from field: dispatch.v1.BreakerState state = 1;
+   */
+  state: BreakerState;
+
+  /**
+   * Why it opened: `consecutive_failures` (5), `failure_rate` (half of at least
+   * 20 attempts in 60 s) or `probe_failed`. Empty when CLOSED.
+   *
+   * @generated from field: string reason = 2;
+   */
+  reason: string;
+
+  /**
+   * When it came to this state.
+   *
+   * @generated from field: google.protobuf.Timestamp since_time = 3;
+   */
+  sinceTime?: Timestamp | undefined;
+
+  /**
+   * When OPEN or RAMPING ends by itself.
+   *
+   * @generated from field: google.protobuf.Timestamp until_time = 4;
+   */
+  untilTime?: Timestamp | undefined;
+};
+
+/**
+ * Describes the message dispatch.v1.Breaker.
+ * Use `create(BreakerSchema)` to create a new message.
+ */
+export const BreakerSchema: GenMessage<Breaker> = /*@__PURE__*/
+  messageDesc(file_dispatch_v1_subscription_service, 8);
+
+/**
  * Event types, matched, to an endpoint.
  *
  * @generated from message dispatch.v1.Subscription
@@ -237,6 +460,66 @@ export type Subscription = Message<"dispatch.v1.Subscription"> & {
    * @generated from field: google.protobuf.Timestamp update_time = 14;
    */
   updateTime?: Timestamp | undefined;
+
+  /**
+   * How attempts are signed, one or both; V1 when empty.
+   *
+   * @generated from field: repeated dispatch.v1.SignatureScheme signature_schemes = 15;
+   */
+  signatureSchemes: SignatureScheme[];
+
+  /**
+   * Send the headers of dispatch's predecessor too: `X-Dispatch-Event-ID`,
+   * `X-Dispatch-Event-Type`, `X-Dispatch-Timestamp` and `X-Dispatch-Signature`
+   * (`sha256=` and the HMAC-SHA256 of the body, in hexadecimal). Needs V1.
+   *
+   * @generated from field: bool compatibility_headers = 16;
+   */
+  compatibilityHeaders: boolean;
+
+  /**
+   * Attempts a second over all workers: 0.001–1,000,000; no limit when 0.
+   * Waiting for it costs deliveries no attempt.
+   *
+   * @generated from field: double max_per_second = 17;
+   */
+  maxPerSecond: number;
+
+  /**
+   * Attempts under way at once over all workers: 1–10,000; no limit when 0.
+   *
+   * @generated from field: int32 max_in_flight = 18;
+   */
+  maxInFlight: number;
+
+  /**
+   * How dispatch authenticates to the endpoint; nothing when not set.
+   *
+   * @generated from field: dispatch.v1.EndpointAuth auth = 19;
+   */
+  auth?: EndpointAuth | undefined;
+
+  /**
+   * Client certificate and authorities for an https endpoint.
+   *
+   * @generated from field: dispatch.v1.EndpointTls tls = 20;
+   */
+  tls?: EndpointTls | undefined;
+
+  /**
+   * Public keys (`whpk_…`) of the live ed25519 secrets, newest first. Set by the
+   * server.
+   *
+   * @generated from field: repeated string public_keys = 21;
+   */
+  publicKeys: string[];
+
+  /**
+   * Set by the server.
+   *
+   * @generated from field: dispatch.v1.Breaker breaker = 22;
+   */
+  breaker?: Breaker | undefined;
 };
 
 /**
@@ -244,7 +527,7 @@ export type Subscription = Message<"dispatch.v1.Subscription"> & {
  * Use `create(SubscriptionSchema)` to create a new message.
  */
 export const SubscriptionSchema: GenMessage<Subscription> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_subscription_service, 3);
+  messageDesc(file_dispatch_v1_subscription_service, 9);
 
 /**
  * What to create.
@@ -280,7 +563,7 @@ export type CreateSubscriptionRequest = Message<"dispatch.v1.CreateSubscriptionR
  * Use `create(CreateSubscriptionRequestSchema)` to create a new message.
  */
 export const CreateSubscriptionRequestSchema: GenMessage<CreateSubscriptionRequest> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_subscription_service, 4);
+  messageDesc(file_dispatch_v1_subscription_service, 10);
 
 /**
  * What was created.
@@ -296,7 +579,7 @@ export type CreateSubscriptionResponse = Message<"dispatch.v1.CreateSubscription
   subscription?: Subscription | undefined;
 
   /**
-   * `whsec_…`. Shown only here.
+   * `whsec_…`. Shown only here. Empty when the subscription signs with V1A only.
    *
    * @generated from field: string secret = 2;
    */
@@ -308,7 +591,7 @@ export type CreateSubscriptionResponse = Message<"dispatch.v1.CreateSubscription
  * Use `create(CreateSubscriptionResponseSchema)` to create a new message.
  */
 export const CreateSubscriptionResponseSchema: GenMessage<CreateSubscriptionResponse> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_subscription_service, 5);
+  messageDesc(file_dispatch_v1_subscription_service, 11);
 
 /**
  * Which subscription.
@@ -336,7 +619,7 @@ export type GetSubscriptionRequest = Message<"dispatch.v1.GetSubscriptionRequest
  * Use `create(GetSubscriptionRequestSchema)` to create a new message.
  */
 export const GetSubscriptionRequestSchema: GenMessage<GetSubscriptionRequest> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_subscription_service, 6);
+  messageDesc(file_dispatch_v1_subscription_service, 12);
 
 /**
  * The subscription.
@@ -357,7 +640,7 @@ export type GetSubscriptionResponse = Message<"dispatch.v1.GetSubscriptionRespon
  * Use `create(GetSubscriptionResponseSchema)` to create a new message.
  */
 export const GetSubscriptionResponseSchema: GenMessage<GetSubscriptionResponse> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_subscription_service, 7);
+  messageDesc(file_dispatch_v1_subscription_service, 13);
 
 /**
  * Which subscriptions.
@@ -399,7 +682,7 @@ export type ListSubscriptionsRequest = Message<"dispatch.v1.ListSubscriptionsReq
  * Use `create(ListSubscriptionsRequestSchema)` to create a new message.
  */
 export const ListSubscriptionsRequestSchema: GenMessage<ListSubscriptionsRequest> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_subscription_service, 8);
+  messageDesc(file_dispatch_v1_subscription_service, 14);
 
 /**
  * A page of subscriptions.
@@ -427,7 +710,7 @@ export type ListSubscriptionsResponse = Message<"dispatch.v1.ListSubscriptionsRe
  * Use `create(ListSubscriptionsResponseSchema)` to create a new message.
  */
 export const ListSubscriptionsResponseSchema: GenMessage<ListSubscriptionsResponse> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_subscription_service, 9);
+  messageDesc(file_dispatch_v1_subscription_service, 15);
 
 /**
  * What to change.
@@ -452,7 +735,8 @@ export type UpdateSubscriptionRequest = Message<"dispatch.v1.UpdateSubscriptionR
 
   /**
    * Any of `url`, `event_types`, `description`, `headers`, `retry_policy`,
-   * `attempt_timeout`, `metadata`. Required.
+   * `attempt_timeout`, `metadata`, `signature_schemes`, `compatibility_headers`,
+   * `max_per_second`, `max_in_flight`, `auth`, `tls`. Required.
    *
    * @generated from field: google.protobuf.FieldMask update_mask = 3;
    */
@@ -464,7 +748,7 @@ export type UpdateSubscriptionRequest = Message<"dispatch.v1.UpdateSubscriptionR
  * Use `create(UpdateSubscriptionRequestSchema)` to create a new message.
  */
 export const UpdateSubscriptionRequestSchema: GenMessage<UpdateSubscriptionRequest> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_subscription_service, 10);
+  messageDesc(file_dispatch_v1_subscription_service, 16);
 
 /**
  * The changed subscription.
@@ -478,6 +762,13 @@ export type UpdateSubscriptionResponse = Message<"dispatch.v1.UpdateSubscription
    * @generated from field: dispatch.v1.Subscription subscription = 1;
    */
   subscription?: Subscription | undefined;
+
+  /**
+   * `whsec_…` when the update added V1 to the schemes. Shown only here.
+   *
+   * @generated from field: string secret = 2;
+   */
+  secret: string;
 };
 
 /**
@@ -485,7 +776,7 @@ export type UpdateSubscriptionResponse = Message<"dispatch.v1.UpdateSubscription
  * Use `create(UpdateSubscriptionResponseSchema)` to create a new message.
  */
 export const UpdateSubscriptionResponseSchema: GenMessage<UpdateSubscriptionResponse> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_subscription_service, 11);
+  messageDesc(file_dispatch_v1_subscription_service, 17);
 
 /**
  * Which subscription.
@@ -520,7 +811,7 @@ export type DeleteSubscriptionRequest = Message<"dispatch.v1.DeleteSubscriptionR
  * Use `create(DeleteSubscriptionRequestSchema)` to create a new message.
  */
 export const DeleteSubscriptionRequestSchema: GenMessage<DeleteSubscriptionRequest> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_subscription_service, 12);
+  messageDesc(file_dispatch_v1_subscription_service, 18);
 
 /**
  * Nothing to say.
@@ -535,7 +826,7 @@ export type DeleteSubscriptionResponse = Message<"dispatch.v1.DeleteSubscription
  * Use `create(DeleteSubscriptionResponseSchema)` to create a new message.
  */
 export const DeleteSubscriptionResponseSchema: GenMessage<DeleteSubscriptionResponse> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_subscription_service, 13);
+  messageDesc(file_dispatch_v1_subscription_service, 19);
 
 /**
  * Which subscription.
@@ -563,7 +854,7 @@ export type PauseSubscriptionRequest = Message<"dispatch.v1.PauseSubscriptionReq
  * Use `create(PauseSubscriptionRequestSchema)` to create a new message.
  */
 export const PauseSubscriptionRequestSchema: GenMessage<PauseSubscriptionRequest> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_subscription_service, 14);
+  messageDesc(file_dispatch_v1_subscription_service, 20);
 
 /**
  * The paused subscription.
@@ -584,7 +875,7 @@ export type PauseSubscriptionResponse = Message<"dispatch.v1.PauseSubscriptionRe
  * Use `create(PauseSubscriptionResponseSchema)` to create a new message.
  */
 export const PauseSubscriptionResponseSchema: GenMessage<PauseSubscriptionResponse> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_subscription_service, 15);
+  messageDesc(file_dispatch_v1_subscription_service, 21);
 
 /**
  * Which subscription.
@@ -612,7 +903,7 @@ export type ResumeSubscriptionRequest = Message<"dispatch.v1.ResumeSubscriptionR
  * Use `create(ResumeSubscriptionRequestSchema)` to create a new message.
  */
 export const ResumeSubscriptionRequestSchema: GenMessage<ResumeSubscriptionRequest> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_subscription_service, 16);
+  messageDesc(file_dispatch_v1_subscription_service, 22);
 
 /**
  * The resumed subscription.
@@ -633,7 +924,7 @@ export type ResumeSubscriptionResponse = Message<"dispatch.v1.ResumeSubscription
  * Use `create(ResumeSubscriptionResponseSchema)` to create a new message.
  */
 export const ResumeSubscriptionResponseSchema: GenMessage<ResumeSubscriptionResponse> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_subscription_service, 17);
+  messageDesc(file_dispatch_v1_subscription_service, 23);
 
 /**
  * Which secret to rotate.
@@ -665,11 +956,19 @@ export type RotateSecretRequest = Message<"dispatch.v1.RotateSecretRequest"> & {
 
   /**
    * Signing secret to use instead of a new one: `whsec_` and 24–64 bytes in
-   * base64.
+   * base64. With V1 only.
    *
    * @generated from field: string secret = 4;
    */
   secret: string;
+
+  /**
+   * Whose secret, of the subscription's schemes; V1 when not set, or V1A if that
+   * is the only one.
+   *
+   * @generated from field: dispatch.v1.SignatureScheme scheme = 5;
+   */
+  scheme: SignatureScheme;
 };
 
 /**
@@ -677,7 +976,7 @@ export type RotateSecretRequest = Message<"dispatch.v1.RotateSecretRequest"> & {
  * Use `create(RotateSecretRequestSchema)` to create a new message.
  */
 export const RotateSecretRequestSchema: GenMessage<RotateSecretRequest> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_subscription_service, 18);
+  messageDesc(file_dispatch_v1_subscription_service, 24);
 
 /**
  * The new secret.
@@ -686,7 +985,7 @@ export const RotateSecretRequestSchema: GenMessage<RotateSecretRequest> = /*@__P
  */
 export type RotateSecretResponse = Message<"dispatch.v1.RotateSecretResponse"> & {
   /**
-   * `whsec_…`. Shown only here.
+   * `whsec_…` of V1. Shown only here.
    *
    * @generated from field: string secret = 1;
    */
@@ -698,6 +997,13 @@ export type RotateSecretResponse = Message<"dispatch.v1.RotateSecretResponse"> &
    * @generated from field: google.protobuf.Timestamp previous_expire_time = 2;
    */
   previousExpireTime?: Timestamp | undefined;
+
+  /**
+   * `whpk_…` of V1A.
+   *
+   * @generated from field: string public_key = 3;
+   */
+  publicKey: string;
 };
 
 /**
@@ -705,7 +1011,105 @@ export type RotateSecretResponse = Message<"dispatch.v1.RotateSecretResponse"> &
  * Use `create(RotateSecretResponseSchema)` to create a new message.
  */
 export const RotateSecretResponseSchema: GenMessage<RotateSecretResponse> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_subscription_service, 19);
+  messageDesc(file_dispatch_v1_subscription_service, 25);
+
+/**
+ * Which subscription.
+ *
+ * @generated from message dispatch.v1.TestSubscriptionRequest
+ */
+export type TestSubscriptionRequest = Message<"dispatch.v1.TestSubscriptionRequest"> & {
+  /**
+   * A tenant key may leave it out.
+   *
+   * @generated from field: string tenant_id = 1;
+   */
+  tenantId: string;
+
+  /**
+   * `sub_…`. Required.
+   *
+   * @generated from field: string subscription_id = 2;
+   */
+  subscriptionId: string;
+
+  /**
+   * Type of the test event; `dispatch.test` when empty.
+   *
+   * @generated from field: string event_type = 3;
+   */
+  eventType: string;
+
+  /**
+   * Body of the test event, at most 64 KiB; a small JSON object when empty.
+   *
+   * @generated from field: bytes payload = 4;
+   */
+  payload: Uint8Array;
+};
+
+/**
+ * Describes the message dispatch.v1.TestSubscriptionRequest.
+ * Use `create(TestSubscriptionRequestSchema)` to create a new message.
+ */
+export const TestSubscriptionRequestSchema: GenMessage<TestSubscriptionRequest> = /*@__PURE__*/
+  messageDesc(file_dispatch_v1_subscription_service, 26);
+
+/**
+ * What the endpoint answered.
+ *
+ * @generated from message dispatch.v1.TestSubscriptionResponse
+ */
+export type TestSubscriptionResponse = Message<"dispatch.v1.TestSubscriptionResponse"> & {
+  /**
+   * Whether it would have counted as delivered.
+   *
+   * @generated from field: bool succeeded = 1;
+   */
+  succeeded: boolean;
+
+  /**
+   * HTTP status; 0 when no response came.
+   *
+   * @generated from field: int32 status = 2;
+   */
+  status: number;
+
+  /**
+   * Why it failed, as in attempts; empty when it succeeded.
+   *
+   * @generated from field: string error_class = 3;
+   */
+  errorClass: string;
+
+  /**
+   * A sentence about it.
+   *
+   * @generated from field: string error_message = 4;
+   */
+  errorMessage: string;
+
+  /**
+   * Of the whole attempt.
+   *
+   * @generated from field: google.protobuf.Duration duration = 5;
+   */
+  duration?: Duration | undefined;
+
+  /**
+   * At most 64 KiB of the response's body.
+   *
+   * @generated from field: bytes response_body = 6;
+   */
+  responseBody: Uint8Array;
+};
+
+/**
+ * Describes the message dispatch.v1.TestSubscriptionResponse.
+ * Use `create(TestSubscriptionResponseSchema)` to create a new message.
+ */
+export const TestSubscriptionResponseSchema: GenMessage<TestSubscriptionResponse> = /*@__PURE__*/
+  messageDesc(file_dispatch_v1_subscription_service, 27);
 
 /**
  * Whether deliveries go out.
@@ -797,6 +1201,103 @@ export const JitterSchema: GenEnum<Jitter> = /*@__PURE__*/
   enumDesc(file_dispatch_v1_subscription_service, 1);
 
 /**
+ * How attempts are signed.
+ *
+ * @generated from enum dispatch.v1.SignatureScheme
+ */
+export const SignatureScheme = {
+  /**
+   * Not set.
+   *
+   * @generated from enum value: SIGNATURE_SCHEME_UNSPECIFIED = 0;
+   */
+  UNSPECIFIED: 0,
+
+  /**
+   * HMAC-SHA256 with a shared secret (`whsec_…`): `v1,` in webhook-signature.
+   *
+   * @generated from enum value: SIGNATURE_SCHEME_V1 = 1;
+   */
+  V1: 1,
+
+  /**
+   * ed25519, verified with a public key (`whpk_…`): `v1a,`.
+   *
+   * @generated from enum value: SIGNATURE_SCHEME_V1A = 2;
+   */
+  V1A: 2,
+} as const;
+
+/**
+ * How attempts are signed.
+ *
+ * @generated from enum dispatch.v1.SignatureScheme
+ */
+export type SignatureScheme = (typeof SignatureScheme)[keyof typeof SignatureScheme] | UnknownEnum;
+
+/**
+ * Describes the enum dispatch.v1.SignatureScheme.
+ */
+export const SignatureSchemeSchema: GenEnum<SignatureScheme> = /*@__PURE__*/
+  enumDesc(file_dispatch_v1_subscription_service, 2);
+
+/**
+ * Whether a subscription's circuit breaker lets deliveries through.
+ *
+ * @generated from enum dispatch.v1.BreakerState
+ */
+export const BreakerState = {
+  /**
+   * Not set.
+   *
+   * @generated from enum value: BREAKER_STATE_UNSPECIFIED = 0;
+   */
+  UNSPECIFIED: 0,
+
+  /**
+   * Deliveries go out.
+   *
+   * @generated from enum value: BREAKER_STATE_CLOSED = 1;
+   */
+  CLOSED: 1,
+
+  /**
+   * The endpoint failed too often: nothing goes out before `until_time`, and
+   * waiting costs deliveries no attempt.
+   *
+   * @generated from enum value: BREAKER_STATE_OPEN = 2;
+   */
+  OPEN: 2,
+
+  /**
+   * One probe at a time goes out; 3 in a row that succeed close the breaker.
+   *
+   * @generated from enum value: BREAKER_STATE_HALF_OPEN = 3;
+   */
+  HALF_OPEN: 3,
+
+  /**
+   * Deliveries go out again, more every 5 s, until `until_time`.
+   *
+   * @generated from enum value: BREAKER_STATE_RAMPING = 4;
+   */
+  RAMPING: 4,
+} as const;
+
+/**
+ * Whether a subscription's circuit breaker lets deliveries through.
+ *
+ * @generated from enum dispatch.v1.BreakerState
+ */
+export type BreakerState = (typeof BreakerState)[keyof typeof BreakerState] | UnknownEnum;
+
+/**
+ * Describes the enum dispatch.v1.BreakerState.
+ */
+export const BreakerStateSchema: GenEnum<BreakerState> = /*@__PURE__*/
+  enumDesc(file_dispatch_v1_subscription_service, 3);
+
+/**
  * Says which events go to which endpoints.
  *
  * @generated from service dispatch.v1.SubscriptionService
@@ -883,6 +1384,17 @@ export const SubscriptionService: GenService<{
     methodKind: "unary";
     input: typeof RotateSecretRequestSchema;
     output: typeof RotateSecretResponseSchema;
+  },
+  /**
+   * Sends one signed test event to the endpoint now and answers with what came
+   * back. Nothing is stored, retried or counted.
+   *
+   * @generated from rpc dispatch.v1.SubscriptionService.TestSubscription
+   */
+  testSubscription: {
+    methodKind: "unary";
+    input: typeof TestSubscriptionRequestSchema;
+    output: typeof TestSubscriptionResponseSchema;
   },
 }> = /*@__PURE__*/
   serviceDesc(file_dispatch_v1_subscription_service, 0);

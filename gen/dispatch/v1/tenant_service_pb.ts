@@ -12,7 +12,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file dispatch/v1/tenant_service.proto.
  */
 export const file_dispatch_v1_tenant_service: GenFile = /*@__PURE__*/
-  fileDesc("CiBkaXNwYXRjaC92MS90ZW5hbnRfc2VydmljZS5wcm90bxILZGlzcGF0Y2gudjEiogIKBlRlbmFudBIRCgl0ZW5hbnRfaWQYASABKAkSFAoMZGlzcGxheV9uYW1lGAIgASgJEjMKCG1ldGFkYXRhGAMgAygLMiEuZGlzcGF0Y2gudjEuVGVuYW50Lk1ldGFkYXRhRW50cnkSJwoFc3RhdGUYBCABKA4yGC5kaXNwYXRjaC52MS5UZW5hbnRTdGF0ZRIvCgtjcmVhdGVfdGltZRgFIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLwoLdXBkYXRlX3RpbWUYBiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wGi8KDU1ldGFkYXRhRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASI6ChNDcmVhdGVUZW5hbnRSZXF1ZXN0EiMKBnRlbmFudBgBIAEoCzITLmRpc3BhdGNoLnYxLlRlbmFudCI7ChRDcmVhdGVUZW5hbnRSZXNwb25zZRIjCgZ0ZW5hbnQYASABKAsyEy5kaXNwYXRjaC52MS5UZW5hbnQiJQoQR2V0VGVuYW50UmVxdWVzdBIRCgl0ZW5hbnRfaWQYASABKAkiOAoRR2V0VGVuYW50UmVzcG9uc2USIwoGdGVuYW50GAEgASgLMhMuZGlzcGF0Y2gudjEuVGVuYW50IjsKEkxpc3RUZW5hbnRzUmVxdWVzdBIRCglwYWdlX3NpemUYASABKAUSEgoKcGFnZV90b2tlbhgCIAEoCSJUChNMaXN0VGVuYW50c1Jlc3BvbnNlEiQKB3RlbmFudHMYASADKAsyEy5kaXNwYXRjaC52MS5UZW5hbnQSFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJImsKE1VwZGF0ZVRlbmFudFJlcXVlc3QSIwoGdGVuYW50GAEgASgLMhMuZGlzcGF0Y2gudjEuVGVuYW50Ei8KC3VwZGF0ZV9tYXNrGAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLkZpZWxkTWFzayI7ChRVcGRhdGVUZW5hbnRSZXNwb25zZRIjCgZ0ZW5hbnQYASABKAsyEy5kaXNwYXRjaC52MS5UZW5hbnQiKQoUU3VzcGVuZFRlbmFudFJlcXVlc3QSEQoJdGVuYW50X2lkGAEgASgJIjwKFVN1c3BlbmRUZW5hbnRSZXNwb25zZRIjCgZ0ZW5hbnQYASABKAsyEy5kaXNwYXRjaC52MS5UZW5hbnQiKAoTUmVzdW1lVGVuYW50UmVxdWVzdBIRCgl0ZW5hbnRfaWQYASABKAkiOwoUUmVzdW1lVGVuYW50UmVzcG9uc2USIwoGdGVuYW50GAEgASgLMhMuZGlzcGF0Y2gudjEuVGVuYW50IigKE0RlbGV0ZVRlbmFudFJlcXVlc3QSEQoJdGVuYW50X2lkGAEgASgJIhYKFERlbGV0ZVRlbmFudFJlc3BvbnNlItQBCgZBcGlLZXkSDgoGa2V5X2lkGAEgASgJEhEKCXRlbmFudF9pZBgCIAEoCRIUCgxkaXNwbGF5X25hbWUYAyABKAkSLwoLY3JlYXRlX3RpbWUYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEi8KC2V4cGlyZV90aW1lGAUgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIvCgtyZXZva2VfdGltZRgGIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAibwoTQ3JlYXRlQXBpS2V5UmVxdWVzdBIRCgl0ZW5hbnRfaWQYASABKAkSFAoMZGlzcGxheV9uYW1lGAIgASgJEi8KC2V4cGlyZV90aW1lGAMgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCJJChRDcmVhdGVBcGlLZXlSZXNwb25zZRIkCgdhcGlfa2V5GAEgASgLMhMuZGlzcGF0Y2gudjEuQXBpS2V5EgsKA2tleRgCIAEoCSJOChJMaXN0QXBpS2V5c1JlcXVlc3QSEQoJdGVuYW50X2lkGAEgASgJEhEKCXBhZ2Vfc2l6ZRgCIAEoBRISCgpwYWdlX3Rva2VuGAMgASgJIlUKE0xpc3RBcGlLZXlzUmVzcG9uc2USJQoIYXBpX2tleXMYASADKAsyEy5kaXNwYXRjaC52MS5BcGlLZXkSFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJIjgKE1Jldm9rZUFwaUtleVJlcXVlc3QSEQoJdGVuYW50X2lkGAEgASgJEg4KBmtleV9pZBgCIAEoCSI8ChRSZXZva2VBcGlLZXlSZXNwb25zZRIkCgdhcGlfa2V5GAEgASgLMhMuZGlzcGF0Y2gudjEuQXBpS2V5KnsKC1RlbmFudFN0YXRlEhwKGFRFTkFOVF9TVEFURV9VTlNQRUNJRklFRBAAEhcKE1RFTkFOVF9TVEFURV9BQ1RJVkUQARIaChZURU5BTlRfU1RBVEVfU1VTUEVOREVEEAISGQoVVEVOQU5UX1NUQVRFX0RFTEVUSU5HEAMy1QYKDVRlbmFudFNlcnZpY2USUwoMQ3JlYXRlVGVuYW50EiAuZGlzcGF0Y2gudjEuQ3JlYXRlVGVuYW50UmVxdWVzdBohLmRpc3BhdGNoLnYxLkNyZWF0ZVRlbmFudFJlc3BvbnNlEkoKCUdldFRlbmFudBIdLmRpc3BhdGNoLnYxLkdldFRlbmFudFJlcXVlc3QaHi5kaXNwYXRjaC52MS5HZXRUZW5hbnRSZXNwb25zZRJQCgtMaXN0VGVuYW50cxIfLmRpc3BhdGNoLnYxLkxpc3RUZW5hbnRzUmVxdWVzdBogLmRpc3BhdGNoLnYxLkxpc3RUZW5hbnRzUmVzcG9uc2USUwoMVXBkYXRlVGVuYW50EiAuZGlzcGF0Y2gudjEuVXBkYXRlVGVuYW50UmVxdWVzdBohLmRpc3BhdGNoLnYxLlVwZGF0ZVRlbmFudFJlc3BvbnNlElYKDVN1c3BlbmRUZW5hbnQSIS5kaXNwYXRjaC52MS5TdXNwZW5kVGVuYW50UmVxdWVzdBoiLmRpc3BhdGNoLnYxLlN1c3BlbmRUZW5hbnRSZXNwb25zZRJTCgxSZXN1bWVUZW5hbnQSIC5kaXNwYXRjaC52MS5SZXN1bWVUZW5hbnRSZXF1ZXN0GiEuZGlzcGF0Y2gudjEuUmVzdW1lVGVuYW50UmVzcG9uc2USUwoMRGVsZXRlVGVuYW50EiAuZGlzcGF0Y2gudjEuRGVsZXRlVGVuYW50UmVxdWVzdBohLmRpc3BhdGNoLnYxLkRlbGV0ZVRlbmFudFJlc3BvbnNlElMKDENyZWF0ZUFwaUtleRIgLmRpc3BhdGNoLnYxLkNyZWF0ZUFwaUtleVJlcXVlc3QaIS5kaXNwYXRjaC52MS5DcmVhdGVBcGlLZXlSZXNwb25zZRJQCgtMaXN0QXBpS2V5cxIfLmRpc3BhdGNoLnYxLkxpc3RBcGlLZXlzUmVxdWVzdBogLmRpc3BhdGNoLnYxLkxpc3RBcGlLZXlzUmVzcG9uc2USUwoMUmV2b2tlQXBpS2V5EiAuZGlzcGF0Y2gudjEuUmV2b2tlQXBpS2V5UmVxdWVzdBohLmRpc3BhdGNoLnYxLlJldm9rZUFwaUtleVJlc3BvbnNlYgZwcm90bzM", [file_google_protobuf_field_mask, file_google_protobuf_timestamp]);
+  fileDesc("CiBkaXNwYXRjaC92MS90ZW5hbnRfc2VydmljZS5wcm90bxILZGlzcGF0Y2gudjEiogIKBlRlbmFudBIRCgl0ZW5hbnRfaWQYASABKAkSFAoMZGlzcGxheV9uYW1lGAIgASgJEjMKCG1ldGFkYXRhGAMgAygLMiEuZGlzcGF0Y2gudjEuVGVuYW50Lk1ldGFkYXRhRW50cnkSJwoFc3RhdGUYBCABKA4yGC5kaXNwYXRjaC52MS5UZW5hbnRTdGF0ZRIvCgtjcmVhdGVfdGltZRgFIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLwoLdXBkYXRlX3RpbWUYBiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wGi8KDU1ldGFkYXRhRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASI6ChNDcmVhdGVUZW5hbnRSZXF1ZXN0EiMKBnRlbmFudBgBIAEoCzITLmRpc3BhdGNoLnYxLlRlbmFudCI7ChRDcmVhdGVUZW5hbnRSZXNwb25zZRIjCgZ0ZW5hbnQYASABKAsyEy5kaXNwYXRjaC52MS5UZW5hbnQiJQoQR2V0VGVuYW50UmVxdWVzdBIRCgl0ZW5hbnRfaWQYASABKAkiOAoRR2V0VGVuYW50UmVzcG9uc2USIwoGdGVuYW50GAEgASgLMhMuZGlzcGF0Y2gudjEuVGVuYW50IjsKEkxpc3RUZW5hbnRzUmVxdWVzdBIRCglwYWdlX3NpemUYASABKAUSEgoKcGFnZV90b2tlbhgCIAEoCSJUChNMaXN0VGVuYW50c1Jlc3BvbnNlEiQKB3RlbmFudHMYASADKAsyEy5kaXNwYXRjaC52MS5UZW5hbnQSFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJImsKE1VwZGF0ZVRlbmFudFJlcXVlc3QSIwoGdGVuYW50GAEgASgLMhMuZGlzcGF0Y2gudjEuVGVuYW50Ei8KC3VwZGF0ZV9tYXNrGAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLkZpZWxkTWFzayI7ChRVcGRhdGVUZW5hbnRSZXNwb25zZRIjCgZ0ZW5hbnQYASABKAsyEy5kaXNwYXRjaC52MS5UZW5hbnQiKQoUU3VzcGVuZFRlbmFudFJlcXVlc3QSEQoJdGVuYW50X2lkGAEgASgJIjwKFVN1c3BlbmRUZW5hbnRSZXNwb25zZRIjCgZ0ZW5hbnQYASABKAsyEy5kaXNwYXRjaC52MS5UZW5hbnQiKAoTUmVzdW1lVGVuYW50UmVxdWVzdBIRCgl0ZW5hbnRfaWQYASABKAkiOwoUUmVzdW1lVGVuYW50UmVzcG9uc2USIwoGdGVuYW50GAEgASgLMhMuZGlzcGF0Y2gudjEuVGVuYW50IigKE0RlbGV0ZVRlbmFudFJlcXVlc3QSEQoJdGVuYW50X2lkGAEgASgJIhYKFERlbGV0ZVRlbmFudFJlc3BvbnNlIqgCCgZBcGlLZXkSDgoGa2V5X2lkGAEgASgJEhEKCXRlbmFudF9pZBgCIAEoCRIUCgxkaXNwbGF5X25hbWUYAyABKAkSLwoLY3JlYXRlX3RpbWUYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEi8KC2V4cGlyZV90aW1lGAUgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIvCgtyZXZva2VfdGltZRgGIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASHwoEcm9sZRgHIAEoDjIRLmRpc3BhdGNoLnYxLlJvbGUSMQoNbGFzdF91c2VfdGltZRgIIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAikAEKE0NyZWF0ZUFwaUtleVJlcXVlc3QSEQoJdGVuYW50X2lkGAEgASgJEhQKDGRpc3BsYXlfbmFtZRgCIAEoCRIvCgtleHBpcmVfdGltZRgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASHwoEcm9sZRgEIAEoDjIRLmRpc3BhdGNoLnYxLlJvbGUiSQoUQ3JlYXRlQXBpS2V5UmVzcG9uc2USJAoHYXBpX2tleRgBIAEoCzITLmRpc3BhdGNoLnYxLkFwaUtleRILCgNrZXkYAiABKAkiTgoSTGlzdEFwaUtleXNSZXF1ZXN0EhEKCXRlbmFudF9pZBgBIAEoCRIRCglwYWdlX3NpemUYAiABKAUSEgoKcGFnZV90b2tlbhgDIAEoCSJVChNMaXN0QXBpS2V5c1Jlc3BvbnNlEiUKCGFwaV9rZXlzGAEgAygLMhMuZGlzcGF0Y2gudjEuQXBpS2V5EhcKD25leHRfcGFnZV90b2tlbhgCIAEoCSI4ChNSZXZva2VBcGlLZXlSZXF1ZXN0EhEKCXRlbmFudF9pZBgBIAEoCRIOCgZrZXlfaWQYAiABKAkiPAoUUmV2b2tlQXBpS2V5UmVzcG9uc2USJAoHYXBpX2tleRgBIAEoCzITLmRpc3BhdGNoLnYxLkFwaUtleSK7BAoFUXVvdGESHwoScHVibGlzaF9wZXJfc2Vjb25kGAEgASgBSACIAQESGgoNcHVibGlzaF9idXJzdBgCIAEoA0gBiAEBEhsKDmV2ZW50c19wZXJfZGF5GAMgASgDSAKIAQESHQoQZXZlbnRzX3Blcl9tb250aBgEIAEoA0gDiAEBEh4KEW1heF9wYXlsb2FkX2J5dGVzGAUgASgFSASIAQESHgoRbWF4X3N1YnNjcmlwdGlvbnMYBiABKAVIBYgBARIaCg1tYXhfaW5fZmxpZ2h0GAcgASgFSAaIAQESIgoVZGVsaXZlcmllc19wZXJfc2Vjb25kGAggASgBSAeIAQESGAoLbWF4X2JhY2tsb2cYCSABKANICIgBARIZCgxoaXN0b3J5X2RheXMYCiABKAVICYgBARIhChRhbGxvd19odHRwX2VuZHBvaW50cxgLIAEoCEgKiAEBQhUKE19wdWJsaXNoX3Blcl9zZWNvbmRCEAoOX3B1Ymxpc2hfYnVyc3RCEQoPX2V2ZW50c19wZXJfZGF5QhMKEV9ldmVudHNfcGVyX21vbnRoQhQKEl9tYXhfcGF5bG9hZF9ieXRlc0IUChJfbWF4X3N1YnNjcmlwdGlvbnNCEAoOX21heF9pbl9mbGlnaHRCGAoWX2RlbGl2ZXJpZXNfcGVyX3NlY29uZEIOCgxfbWF4X2JhY2tsb2dCDwoNX2hpc3RvcnlfZGF5c0IXChVfYWxsb3dfaHR0cF9lbmRwb2ludHMiJAoPR2V0UXVvdGFSZXF1ZXN0EhEKCXRlbmFudF9pZBgBIAEoCSJWChBHZXRRdW90YVJlc3BvbnNlEiEKBXF1b3RhGAEgASgLMhIuZGlzcGF0Y2gudjEuUXVvdGESHwoDb3duGAIgASgLMhIuZGlzcGF0Y2gudjEuUXVvdGEieAoPU2V0UXVvdGFSZXF1ZXN0EhEKCXRlbmFudF9pZBgBIAEoCRIhCgVxdW90YRgCIAEoCzISLmRpc3BhdGNoLnYxLlF1b3RhEi8KC3VwZGF0ZV9tYXNrGAMgASgLMhouZ29vZ2xlLnByb3RvYnVmLkZpZWxkTWFzayJWChBTZXRRdW90YVJlc3BvbnNlEiEKBXF1b3RhGAEgASgLMhIuZGlzcGF0Y2gudjEuUXVvdGESHwoDb3duGAIgASgLMhIuZGlzcGF0Y2gudjEuUXVvdGEisAEKD0dldFVzYWdlUmVxdWVzdBIRCgl0ZW5hbnRfaWQYASABKAkSLAoIaW50ZXJ2YWwYAiABKA4yGi5kaXNwYXRjaC52MS5Vc2FnZUludGVydmFsEi4KCnN0YXJ0X3RpbWUYAyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEiwKCGVuZF90aW1lGAQgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCJ7CgVVc2FnZRIuCgpzdGFydF90aW1lGAEgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBITCgtldmVudF9jb3VudBgCIAEoAxIVCg1wYXlsb2FkX2J5dGVzGAMgASgDEhYKDmRlbGl2ZXJ5X2NvdW50GAQgASgDImYKEEdldFVzYWdlUmVzcG9uc2USIQoFdXNhZ2UYASADKAsyEi5kaXNwYXRjaC52MS5Vc2FnZRIUCgxldmVudHNfdG9kYXkYAiABKAMSGQoRZXZlbnRzX3RoaXNfbW9udGgYAyABKAMizAEKE0xpc3RBdWRpdExvZ1JlcXVlc3QSEQoJdGVuYW50X2lkGAEgASgJEhEKCXBhZ2Vfc2l6ZRgCIAEoBRISCgpwYWdlX3Rva2VuGAMgASgJEg0KBWFjdG9yGAQgASgJEg4KBmFjdGlvbhgFIAEoCRIuCgpzdGFydF90aW1lGAYgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIsCghlbmRfdGltZRgHIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAigQIKCkF1ZGl0RW50cnkSEAoIYXVkaXRfaWQYASABKAkSEQoJdGVuYW50X2lkGAIgASgJEigKBHRpbWUYAyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEg0KBWFjdG9yGAQgASgJEg4KBmFjdGlvbhgFIAEoCRIQCghyZXNvdXJjZRgGIAEoCRIPCgdhZGRyZXNzGAcgASgJEjMKBmRldGFpbBgIIAMoCzIjLmRpc3BhdGNoLnYxLkF1ZGl0RW50cnkuRGV0YWlsRW50cnkaLQoLRGV0YWlsRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASJZChRMaXN0QXVkaXRMb2dSZXNwb25zZRIoCgdlbnRyaWVzGAEgAygLMhcuZGlzcGF0Y2gudjEuQXVkaXRFbnRyeRIXCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAkqcQoEUm9sZRIUChBST0xFX1VOU1BFQ0lGSUVEEAASFwoTUk9MRV9QTEFURk9STV9BRE1JThABEhUKEVJPTEVfVEVOQU5UX0FETUlOEAISEgoOUk9MRV9QVUJMSVNIRVIQAxIPCgtST0xFX1ZJRVdFUhAEKnsKC1RlbmFudFN0YXRlEhwKGFRFTkFOVF9TVEFURV9VTlNQRUNJRklFRBAAEhcKE1RFTkFOVF9TVEFURV9BQ1RJVkUQARIaChZURU5BTlRfU1RBVEVfU1VTUEVOREVEEAISGQoVVEVOQU5UX1NUQVRFX0RFTEVUSU5HEAMqYAoNVXNhZ2VJbnRlcnZhbBIeChpVU0FHRV9JTlRFUlZBTF9VTlNQRUNJRklFRBAAEhcKE1VTQUdFX0lOVEVSVkFMX0hPVVIQARIWChJVU0FHRV9JTlRFUlZBTF9EQVkQAjKFCQoNVGVuYW50U2VydmljZRJTCgxDcmVhdGVUZW5hbnQSIC5kaXNwYXRjaC52MS5DcmVhdGVUZW5hbnRSZXF1ZXN0GiEuZGlzcGF0Y2gudjEuQ3JlYXRlVGVuYW50UmVzcG9uc2USSgoJR2V0VGVuYW50Eh0uZGlzcGF0Y2gudjEuR2V0VGVuYW50UmVxdWVzdBoeLmRpc3BhdGNoLnYxLkdldFRlbmFudFJlc3BvbnNlElAKC0xpc3RUZW5hbnRzEh8uZGlzcGF0Y2gudjEuTGlzdFRlbmFudHNSZXF1ZXN0GiAuZGlzcGF0Y2gudjEuTGlzdFRlbmFudHNSZXNwb25zZRJTCgxVcGRhdGVUZW5hbnQSIC5kaXNwYXRjaC52MS5VcGRhdGVUZW5hbnRSZXF1ZXN0GiEuZGlzcGF0Y2gudjEuVXBkYXRlVGVuYW50UmVzcG9uc2USVgoNU3VzcGVuZFRlbmFudBIhLmRpc3BhdGNoLnYxLlN1c3BlbmRUZW5hbnRSZXF1ZXN0GiIuZGlzcGF0Y2gudjEuU3VzcGVuZFRlbmFudFJlc3BvbnNlElMKDFJlc3VtZVRlbmFudBIgLmRpc3BhdGNoLnYxLlJlc3VtZVRlbmFudFJlcXVlc3QaIS5kaXNwYXRjaC52MS5SZXN1bWVUZW5hbnRSZXNwb25zZRJTCgxEZWxldGVUZW5hbnQSIC5kaXNwYXRjaC52MS5EZWxldGVUZW5hbnRSZXF1ZXN0GiEuZGlzcGF0Y2gudjEuRGVsZXRlVGVuYW50UmVzcG9uc2USUwoMQ3JlYXRlQXBpS2V5EiAuZGlzcGF0Y2gudjEuQ3JlYXRlQXBpS2V5UmVxdWVzdBohLmRpc3BhdGNoLnYxLkNyZWF0ZUFwaUtleVJlc3BvbnNlElAKC0xpc3RBcGlLZXlzEh8uZGlzcGF0Y2gudjEuTGlzdEFwaUtleXNSZXF1ZXN0GiAuZGlzcGF0Y2gudjEuTGlzdEFwaUtleXNSZXNwb25zZRJTCgxSZXZva2VBcGlLZXkSIC5kaXNwYXRjaC52MS5SZXZva2VBcGlLZXlSZXF1ZXN0GiEuZGlzcGF0Y2gudjEuUmV2b2tlQXBpS2V5UmVzcG9uc2USRwoIR2V0UXVvdGESHC5kaXNwYXRjaC52MS5HZXRRdW90YVJlcXVlc3QaHS5kaXNwYXRjaC52MS5HZXRRdW90YVJlc3BvbnNlEkcKCFNldFF1b3RhEhwuZGlzcGF0Y2gudjEuU2V0UXVvdGFSZXF1ZXN0Gh0uZGlzcGF0Y2gudjEuU2V0UXVvdGFSZXNwb25zZRJHCghHZXRVc2FnZRIcLmRpc3BhdGNoLnYxLkdldFVzYWdlUmVxdWVzdBodLmRpc3BhdGNoLnYxLkdldFVzYWdlUmVzcG9uc2USUwoMTGlzdEF1ZGl0TG9nEiAuZGlzcGF0Y2gudjEuTGlzdEF1ZGl0TG9nUmVxdWVzdBohLmRpc3BhdGNoLnYxLkxpc3RBdWRpdExvZ1Jlc3BvbnNlYgZwcm90bzM", [file_google_protobuf_field_mask, file_google_protobuf_timestamp]);
 
 /**
  * Who owns everything else.
@@ -426,6 +426,20 @@ export type ApiKey = Message<"dispatch.v1.ApiKey"> & {
    * @generated from field: google.protobuf.Timestamp revoke_time = 6;
    */
   revokeTime?: Timestamp | undefined;
+
+  /**
+   * What it may do.
+   *
+   * @generated from field: dispatch.v1.Role role = 7;
+   */
+  role: Role;
+
+  /**
+   * When it was used last, to the hour; not set if never.
+   *
+   * @generated from field: google.protobuf.Timestamp last_use_time = 8;
+   */
+  lastUseTime?: Timestamp | undefined;
 };
 
 /**
@@ -442,7 +456,7 @@ export const ApiKeySchema: GenMessage<ApiKey> = /*@__PURE__*/
  */
 export type CreateApiKeyRequest = Message<"dispatch.v1.CreateApiKeyRequest"> & {
   /**
-   * Required.
+   * Must be empty for PLATFORM_ADMIN; a tenant key may leave it out.
    *
    * @generated from field: string tenant_id = 1;
    */
@@ -461,6 +475,13 @@ export type CreateApiKeyRequest = Message<"dispatch.v1.CreateApiKeyRequest"> & {
    * @generated from field: google.protobuf.Timestamp expire_time = 3;
    */
   expireTime?: Timestamp | undefined;
+
+  /**
+   * TENANT_ADMIN when not set.
+   *
+   * @generated from field: dispatch.v1.Role role = 4;
+   */
+  role: Role;
 };
 
 /**
@@ -505,7 +526,8 @@ export const CreateApiKeyResponseSchema: GenMessage<CreateApiKeyResponse> = /*@_
  */
 export type ListApiKeysRequest = Message<"dispatch.v1.ListApiKeysRequest"> & {
   /**
-   * Required.
+   * Empty with a platform key: the platform's own keys. A tenant key may leave
+   * it out.
    *
    * @generated from field: string tenant_id = 1;
    */
@@ -568,7 +590,8 @@ export const ListApiKeysResponseSchema: GenMessage<ListApiKeysResponse> = /*@__P
  */
 export type RevokeApiKeyRequest = Message<"dispatch.v1.RevokeApiKeyRequest"> & {
   /**
-   * Required.
+   * Empty with a platform key: one of the platform's own. A tenant key may leave
+   * it out.
    *
    * @generated from field: string tenant_id = 1;
    */
@@ -609,6 +632,549 @@ export type RevokeApiKeyResponse = Message<"dispatch.v1.RevokeApiKeyResponse"> &
  */
 export const RevokeApiKeyResponseSchema: GenMessage<RevokeApiKeyResponse> = /*@__PURE__*/
   messageDesc(file_dispatch_v1_tenant_service, 21);
+
+/**
+ * What a tenant may use. A field that was never set follows the configured default.
+ *
+ * @generated from message dispatch.v1.Quota
+ */
+export type Quota = Message<"dispatch.v1.Quota"> & {
+  /**
+   * Events a second that may be published: 0.001–1,000,000; no limit when 0.
+   *
+   * @generated from field: optional double publish_per_second = 1;
+   */
+  publishPerSecond?: number | undefined;
+
+  /**
+   * Events that may come at once: up to 1,000,000; one second's worth when 0.
+   *
+   * @generated from field: optional int64 publish_burst = 2;
+   */
+  publishBurst?: bigint | undefined;
+
+  /**
+   * Events a UTC day; no limit when 0.
+   *
+   * @generated from field: optional int64 events_per_day = 3;
+   */
+  eventsPerDay?: bigint | undefined;
+
+  /**
+   * Events a UTC month; no limit when 0.
+   *
+   * @generated from field: optional int64 events_per_month = 4;
+   */
+  eventsPerMonth?: bigint | undefined;
+
+  /**
+   * Bytes of an event's body: 1–1,048,576.
+   *
+   * @generated from field: optional int32 max_payload_bytes = 5;
+   */
+  maxPayloadBytes?: number | undefined;
+
+  /**
+   * Subscriptions: 1–10,000.
+   *
+   * @generated from field: optional int32 max_subscriptions = 6;
+   */
+  maxSubscriptions?: number | undefined;
+
+  /**
+   * Attempts under way at once over all workers; no limit when 0.
+   *
+   * @generated from field: optional int32 max_in_flight = 7;
+   */
+  maxInFlight?: number | undefined;
+
+  /**
+   * Attempts a second over all workers: 0.001–1,000,000; no limit when 0.
+   *
+   * @generated from field: optional double deliveries_per_second = 8;
+   */
+  deliveriesPerSecond?: number | undefined;
+
+  /**
+   * Deliveries that are not finished, checked every 2 s; no limit when 0.
+   *
+   * @generated from field: optional int64 max_backlog = 9;
+   */
+  maxBacklog?: bigint | undefined;
+
+  /**
+   * Days that events, attempts and dead letters are kept; as long as the
+   * installation keeps them when 0.
+   *
+   * @generated from field: optional int32 history_days = 10;
+   */
+  historyDays?: number | undefined;
+
+  /**
+   * Whether endpoints may be http:// and not only https://.
+   *
+   * @generated from field: optional bool allow_http_endpoints = 11;
+   */
+  allowHttpEndpoints?: boolean | undefined;
+};
+
+/**
+ * Describes the message dispatch.v1.Quota.
+ * Use `create(QuotaSchema)` to create a new message.
+ */
+export const QuotaSchema: GenMessage<Quota> = /*@__PURE__*/
+  messageDesc(file_dispatch_v1_tenant_service, 22);
+
+/**
+ * Whose quota.
+ *
+ * @generated from message dispatch.v1.GetQuotaRequest
+ */
+export type GetQuotaRequest = Message<"dispatch.v1.GetQuotaRequest"> & {
+  /**
+   * A tenant key may leave it out.
+   *
+   * @generated from field: string tenant_id = 1;
+   */
+  tenantId: string;
+};
+
+/**
+ * Describes the message dispatch.v1.GetQuotaRequest.
+ * Use `create(GetQuotaRequestSchema)` to create a new message.
+ */
+export const GetQuotaRequestSchema: GenMessage<GetQuotaRequest> = /*@__PURE__*/
+  messageDesc(file_dispatch_v1_tenant_service, 23);
+
+/**
+ * A tenant's quota.
+ *
+ * @generated from message dispatch.v1.GetQuotaResponse
+ */
+export type GetQuotaResponse = Message<"dispatch.v1.GetQuotaResponse"> & {
+  /**
+   * What is in force; every field is set.
+   *
+   * @generated from field: dispatch.v1.Quota quota = 1;
+   */
+  quota?: Quota | undefined;
+
+  /**
+   * What SetQuota set.
+   *
+   * @generated from field: dispatch.v1.Quota own = 2;
+   */
+  own?: Quota | undefined;
+};
+
+/**
+ * Describes the message dispatch.v1.GetQuotaResponse.
+ * Use `create(GetQuotaResponseSchema)` to create a new message.
+ */
+export const GetQuotaResponseSchema: GenMessage<GetQuotaResponse> = /*@__PURE__*/
+  messageDesc(file_dispatch_v1_tenant_service, 24);
+
+/**
+ * What to change.
+ *
+ * @generated from message dispatch.v1.SetQuotaRequest
+ */
+export type SetQuotaRequest = Message<"dispatch.v1.SetQuotaRequest"> & {
+  /**
+   * Required.
+   *
+   * @generated from field: string tenant_id = 1;
+   */
+  tenantId: string;
+
+  /**
+   * Fields that are set become the tenant's own; fields that are not follow the
+   * default. Required.
+   *
+   * @generated from field: dispatch.v1.Quota quota = 2;
+   */
+  quota?: Quota | undefined;
+
+  /**
+   * When not empty, only these fields of `quota` are looked at.
+   *
+   * @generated from field: google.protobuf.FieldMask update_mask = 3;
+   */
+  updateMask?: FieldMask | undefined;
+};
+
+/**
+ * Describes the message dispatch.v1.SetQuotaRequest.
+ * Use `create(SetQuotaRequestSchema)` to create a new message.
+ */
+export const SetQuotaRequestSchema: GenMessage<SetQuotaRequest> = /*@__PURE__*/
+  messageDesc(file_dispatch_v1_tenant_service, 25);
+
+/**
+ * The tenant's quota.
+ *
+ * @generated from message dispatch.v1.SetQuotaResponse
+ */
+export type SetQuotaResponse = Message<"dispatch.v1.SetQuotaResponse"> & {
+  /**
+   * What is in force; every field is set.
+   *
+   * @generated from field: dispatch.v1.Quota quota = 1;
+   */
+  quota?: Quota | undefined;
+
+  /**
+   * What was set.
+   *
+   * @generated from field: dispatch.v1.Quota own = 2;
+   */
+  own?: Quota | undefined;
+};
+
+/**
+ * Describes the message dispatch.v1.SetQuotaResponse.
+ * Use `create(SetQuotaResponseSchema)` to create a new message.
+ */
+export const SetQuotaResponseSchema: GenMessage<SetQuotaResponse> = /*@__PURE__*/
+  messageDesc(file_dispatch_v1_tenant_service, 26);
+
+/**
+ * Whose usage, and when.
+ *
+ * @generated from message dispatch.v1.GetUsageRequest
+ */
+export type GetUsageRequest = Message<"dispatch.v1.GetUsageRequest"> & {
+  /**
+   * A tenant key may leave it out.
+   *
+   * @generated from field: string tenant_id = 1;
+   */
+  tenantId: string;
+
+  /**
+   * Hours or days.
+   *
+   * @generated from field: dispatch.v1.UsageInterval interval = 2;
+   */
+  interval: UsageInterval;
+
+  /**
+   * From the interval that this falls in; 31 days (or 48 hours) ago when not set.
+   *
+   * @generated from field: google.protobuf.Timestamp start_time = 3;
+   */
+  startTime?: Timestamp | undefined;
+
+  /**
+   * Up to and without this time; now when not set. At most 1,000 intervals after
+   * the start.
+   *
+   * @generated from field: google.protobuf.Timestamp end_time = 4;
+   */
+  endTime?: Timestamp | undefined;
+};
+
+/**
+ * Describes the message dispatch.v1.GetUsageRequest.
+ * Use `create(GetUsageRequestSchema)` to create a new message.
+ */
+export const GetUsageRequestSchema: GenMessage<GetUsageRequest> = /*@__PURE__*/
+  messageDesc(file_dispatch_v1_tenant_service, 27);
+
+/**
+ * What was accepted in one interval.
+ *
+ * @generated from message dispatch.v1.Usage
+ */
+export type Usage = Message<"dispatch.v1.Usage"> & {
+  /**
+   * Where the interval begins.
+   *
+   * @generated from field: google.protobuf.Timestamp start_time = 1;
+   */
+  startTime?: Timestamp | undefined;
+
+  /**
+   * Events stored; repeats of an idempotency key are not counted.
+   *
+   * @generated from field: int64 event_count = 2;
+   */
+  eventCount: bigint;
+
+  /**
+   * Bytes of their bodies.
+   *
+   * @generated from field: int64 payload_bytes = 3;
+   */
+  payloadBytes: bigint;
+
+  /**
+   * Deliveries that they fanned out to.
+   *
+   * @generated from field: int64 delivery_count = 4;
+   */
+  deliveryCount: bigint;
+};
+
+/**
+ * Describes the message dispatch.v1.Usage.
+ * Use `create(UsageSchema)` to create a new message.
+ */
+export const UsageSchema: GenMessage<Usage> = /*@__PURE__*/
+  messageDesc(file_dispatch_v1_tenant_service, 28);
+
+/**
+ * A tenant's usage.
+ *
+ * @generated from message dispatch.v1.GetUsageResponse
+ */
+export type GetUsageResponse = Message<"dispatch.v1.GetUsageResponse"> & {
+  /**
+   * Oldest first; intervals without any are left out.
+   *
+   * @generated from field: repeated dispatch.v1.Usage usage = 1;
+   */
+  usage: Usage[];
+
+  /**
+   * Of this UTC day so far.
+   *
+   * @generated from field: int64 events_today = 2;
+   */
+  eventsToday: bigint;
+
+  /**
+   * Of this UTC month so far.
+   *
+   * @generated from field: int64 events_this_month = 3;
+   */
+  eventsThisMonth: bigint;
+};
+
+/**
+ * Describes the message dispatch.v1.GetUsageResponse.
+ * Use `create(GetUsageResponseSchema)` to create a new message.
+ */
+export const GetUsageResponseSchema: GenMessage<GetUsageResponse> = /*@__PURE__*/
+  messageDesc(file_dispatch_v1_tenant_service, 29);
+
+/**
+ * Which entries.
+ *
+ * @generated from message dispatch.v1.ListAuditLogRequest
+ */
+export type ListAuditLogRequest = Message<"dispatch.v1.ListAuditLogRequest"> & {
+  /**
+   * A tenant key may leave it out. Empty with a platform key: what belongs to no
+   * tenant, such as platform keys, and refusals of keys that nobody knows.
+   *
+   * @generated from field: string tenant_id = 1;
+   */
+  tenantId: string;
+
+  /**
+   * At most this many; 50 when 0, at most 500.
+   *
+   * @generated from field: int32 page_size = 2;
+   */
+  pageSize: number;
+
+  /**
+   * `next_page_token` of the page before.
+   *
+   * @generated from field: string page_token = 3;
+   */
+  pageToken: string;
+
+  /**
+   * Only of this actor, if not empty.
+   *
+   * @generated from field: string actor = 4;
+   */
+  actor: string;
+
+  /**
+   * Only this action, if not empty.
+   *
+   * @generated from field: string action = 5;
+   */
+  action: string;
+
+  /**
+   * Only from this time on, if set.
+   *
+   * @generated from field: google.protobuf.Timestamp start_time = 6;
+   */
+  startTime?: Timestamp | undefined;
+
+  /**
+   * Only before this time, if set.
+   *
+   * @generated from field: google.protobuf.Timestamp end_time = 7;
+   */
+  endTime?: Timestamp | undefined;
+};
+
+/**
+ * Describes the message dispatch.v1.ListAuditLogRequest.
+ * Use `create(ListAuditLogRequestSchema)` to create a new message.
+ */
+export const ListAuditLogRequestSchema: GenMessage<ListAuditLogRequest> = /*@__PURE__*/
+  messageDesc(file_dispatch_v1_tenant_service, 30);
+
+/**
+ * One thing that was done or refused.
+ *
+ * @generated from message dispatch.v1.AuditEntry
+ */
+export type AuditEntry = Message<"dispatch.v1.AuditEntry"> & {
+  /**
+   * `aud_…`
+   *
+   * @generated from field: string audit_id = 1;
+   */
+  auditId: string;
+
+  /**
+   * The tenant; empty for what belongs to none.
+   *
+   * @generated from field: string tenant_id = 2;
+   */
+  tenantId: string;
+
+  /**
+   * When.
+   *
+   * @generated from field: google.protobuf.Timestamp time = 3;
+   */
+  time?: Timestamp | undefined;
+
+  /**
+   * `key_…`, `platform` (the configured admin key), `jwt:<issuer>:<subject>` or
+   * `dispatch` itself.
+   *
+   * @generated from field: string actor = 4;
+   */
+  actor: string;
+
+  /**
+   * For example `subscription.update` or `credential.refused`.
+   *
+   * @generated from field: string action = 5;
+   */
+  action: string;
+
+  /**
+   * The id of what was changed.
+   *
+   * @generated from field: string resource = 6;
+   */
+  resource: string;
+
+  /**
+   * The caller's IP address.
+   *
+   * @generated from field: string address = 7;
+   */
+  address: string;
+
+  /**
+   * Figures and ids; never a secret.
+   *
+   * @generated from field: map<string, string> detail = 8;
+   */
+  detail: { [key: string]: string };
+};
+
+/**
+ * Describes the message dispatch.v1.AuditEntry.
+ * Use `create(AuditEntrySchema)` to create a new message.
+ */
+export const AuditEntrySchema: GenMessage<AuditEntry> = /*@__PURE__*/
+  messageDesc(file_dispatch_v1_tenant_service, 31);
+
+/**
+ * A page of entries.
+ *
+ * @generated from message dispatch.v1.ListAuditLogResponse
+ */
+export type ListAuditLogResponse = Message<"dispatch.v1.ListAuditLogResponse"> & {
+  /**
+   * Newest first.
+   *
+   * @generated from field: repeated dispatch.v1.AuditEntry entries = 1;
+   */
+  entries: AuditEntry[];
+
+  /**
+   * Empty on the last page.
+   *
+   * @generated from field: string next_page_token = 2;
+   */
+  nextPageToken: string;
+};
+
+/**
+ * Describes the message dispatch.v1.ListAuditLogResponse.
+ * Use `create(ListAuditLogResponseSchema)` to create a new message.
+ */
+export const ListAuditLogResponseSchema: GenMessage<ListAuditLogResponse> = /*@__PURE__*/
+  messageDesc(file_dispatch_v1_tenant_service, 32);
+
+/**
+ * What a key may do. docs/roles.md has the table of roles and calls.
+ *
+ * @generated from enum dispatch.v1.Role
+ */
+export const Role = {
+  /**
+   * Not set: TENANT_ADMIN.
+   *
+   * @generated from enum value: ROLE_UNSPECIFIED = 0;
+   */
+  UNSPECIFIED: 0,
+
+  /**
+   * Everything, for every tenant. Such keys belong to no tenant.
+   *
+   * @generated from enum value: ROLE_PLATFORM_ADMIN = 1;
+   */
+  PLATFORM_ADMIN: 1,
+
+  /**
+   * Everything of one tenant but its quota and state.
+   *
+   * @generated from enum value: ROLE_TENANT_ADMIN = 2;
+   */
+  TENANT_ADMIN: 2,
+
+  /**
+   * Publishes.
+   *
+   * @generated from enum value: ROLE_PUBLISHER = 3;
+   */
+  PUBLISHER: 3,
+
+  /**
+   * Reads.
+   *
+   * @generated from enum value: ROLE_VIEWER = 4;
+   */
+  VIEWER: 4,
+} as const;
+
+/**
+ * What a key may do. docs/roles.md has the table of roles and calls.
+ *
+ * @generated from enum dispatch.v1.Role
+ */
+export type Role = (typeof Role)[keyof typeof Role] | UnknownEnum;
+
+/**
+ * Describes the enum dispatch.v1.Role.
+ */
+export const RoleSchema: GenEnum<Role> = /*@__PURE__*/
+  enumDesc(file_dispatch_v1_tenant_service, 0);
 
 /**
  * Whether a tenant is served.
@@ -656,10 +1222,52 @@ export type TenantState = (typeof TenantState)[keyof typeof TenantState] | Unkno
  * Describes the enum dispatch.v1.TenantState.
  */
 export const TenantStateSchema: GenEnum<TenantState> = /*@__PURE__*/
-  enumDesc(file_dispatch_v1_tenant_service, 0);
+  enumDesc(file_dispatch_v1_tenant_service, 1);
 
 /**
- * Administers tenants. Needs a platform key.
+ * The width of a usage row.
+ *
+ * @generated from enum dispatch.v1.UsageInterval
+ */
+export const UsageInterval = {
+  /**
+   * Not set: DAY.
+   *
+   * @generated from enum value: USAGE_INTERVAL_UNSPECIFIED = 0;
+   */
+  UNSPECIFIED: 0,
+
+  /**
+   * Hours.
+   *
+   * @generated from enum value: USAGE_INTERVAL_HOUR = 1;
+   */
+  HOUR: 1,
+
+  /**
+   * UTC days.
+   *
+   * @generated from enum value: USAGE_INTERVAL_DAY = 2;
+   */
+  DAY: 2,
+} as const;
+
+/**
+ * The width of a usage row.
+ *
+ * @generated from enum dispatch.v1.UsageInterval
+ */
+export type UsageInterval = (typeof UsageInterval)[keyof typeof UsageInterval] | UnknownEnum;
+
+/**
+ * Describes the enum dispatch.v1.UsageInterval.
+ */
+export const UsageIntervalSchema: GenEnum<UsageInterval> = /*@__PURE__*/
+  enumDesc(file_dispatch_v1_tenant_service, 2);
+
+/**
+ * Administers tenants. Most calls need a platform key; docs/roles.md has the table
+ * of who may call what.
  *
  * @generated from service dispatch.v1.TenantService
  */
@@ -764,6 +1372,46 @@ export const TenantService: GenService<{
     methodKind: "unary";
     input: typeof RevokeApiKeyRequestSchema;
     output: typeof RevokeApiKeyResponseSchema;
+  },
+  /**
+   * Reads a tenant's quota.
+   *
+   * @generated from rpc dispatch.v1.TenantService.GetQuota
+   */
+  getQuota: {
+    methodKind: "unary";
+    input: typeof GetQuotaRequestSchema;
+    output: typeof GetQuotaResponseSchema;
+  },
+  /**
+   * Changes a tenant's quota; in force everywhere within 5 s.
+   *
+   * @generated from rpc dispatch.v1.TenantService.SetQuota
+   */
+  setQuota: {
+    methodKind: "unary";
+    input: typeof SetQuotaRequestSchema;
+    output: typeof SetQuotaResponseSchema;
+  },
+  /**
+   * What a tenant published, by hour or day: exact, from Postgres.
+   *
+   * @generated from rpc dispatch.v1.TenantService.GetUsage
+   */
+  getUsage: {
+    methodKind: "unary";
+    input: typeof GetUsageRequestSchema;
+    output: typeof GetUsageResponseSchema;
+  },
+  /**
+   * Lists who changed what, and whose credentials were refused, newest first.
+   *
+   * @generated from rpc dispatch.v1.TenantService.ListAuditLog
+   */
+  listAuditLog: {
+    methodKind: "unary";
+    input: typeof ListAuditLogRequestSchema;
+    output: typeof ListAuditLogResponseSchema;
   },
 }> = /*@__PURE__*/
   serviceDesc(file_dispatch_v1_tenant_service, 0);

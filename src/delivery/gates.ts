@@ -1,0 +1,193 @@
+// Gates: whether a delivery may go now, by its subscription's breaker, rate and cap and its tenant's rate and cap.
+// What may not waits: in memory while its turn is near, in the database otherwise, uncharged either way (promise P8).
+import { type BucketSpec, pace } from '../domain/bucket.ts';
+import type { DeliveryId, SubscriptionId, TenantId } from '../domain/ids.ts';
+import type { Breakers } from '../limits/breakers.ts';
+import { createPacer, type Pacer } from '../limits/pacer.ts';
+import type { LimitStore } from '../limits/store.ts';
+import type { Standing } from '../storage/instances.ts';
+import type { Target, TenantConfig } from '../storage/tenant-configs.ts';
+import type { Admission } from './scheduler.ts';
+
+export type GatesDeps = {
+  readonly store: Pick<LimitStore, 'take'>;
+  readonly breakers: Breakers;
+  /** This worker among the workers; caps are divided by it. */
+  readonly standing: () => Standing;
+  readonly peek: (tenantId: TenantId) => TenantConfig | undefined;
+  /** Monotonic, in ms. */
+  readonly now: () => number;
+  /** A hold is over. */
+  readonly onRelease: (tenantId: TenantId, subscriptionId: SubscriptionId | undefined) => void;
+  readonly onError: (error: unknown) => void;
+};
+
+/** What a limited queue may hold in memory: what it sends in this time. The rest stays in the database. */
+const AHEAD_S = 2;
+/** Longest hold; then the gate is asked again, whatever it said. */
+const MAX_HOLD_MS = 1_000;
+const SWEEP_MS = 60_000;
+
+type Paced = { readonly pacer: Pacer; usedAtMs: number };
+
+export type Gates = ReturnType<typeof createGates>;
+
+export function createGates(deps: GatesDeps) {
+  const pacers = new Map<string, Paced>();
+  const timers = new Set<NodeJS.Timeout>();
+  const sweeper = setInterval(sweep, SWEEP_MS);
+  sweeper.unref();
+
+  function sweep(): void {
+    const before = deps.now() - SWEEP_MS;
+    for (const [key, paced] of pacers) if (paced.usedAtMs < before) pacers.delete(key);
+    deps.breakers.sweep();
+  }
+
+  /** The rate of a subscription at this moment: its own, or a breaker's ramp if that is less. */
+  function rateOf(target: Target | undefined, nowMs: number): number | undefined {
+    if (target === undefined) return undefined;
+    const ramp = deps.breakers.ramp(target.subscriptionId, nowMs);
+    if (ramp === undefined) return target.maxPerSecond;
+    return target.maxPerSecond === undefined ? ramp : Math.min(ramp, target.maxPerSecond);
+  }
+
+  function pacerOf(tenantId: TenantId, subscriptionId: SubscriptionId | undefined): Pacer {
+    const key = `${tenantId}/${subscriptionId ?? ''}`;
+    let paced = pacers.get(key);
+    if (paced === undefined) {
+      const specOf = (nowMs: number): BucketSpec => {
+        const config = deps.peek(tenantId);
+        const rate =
+          subscriptionId === undefined
+            ? config?.quota.deliveriesPerSecond
+            : rateOf(config?.targets.get(subscriptionId), nowMs);
+        return pace(rate === undefined || rate === 0 ? 1_000_000 : rate);
+      };
+      const take = (spec: BucketSpec, want: number) =>
+        deps.store.take({ tenantId, kind: 'deliver', subscriptionId }, spec, want);
+      const pacer = createPacer(take, specOf, deps.now, () => deps.onRelease(tenantId, subscriptionId));
+      paced = { pacer, usedAtMs: deps.now() };
+      pacers.set(key, paced);
+    }
+    paced.usedAtMs = deps.now();
+    return paced.pacer;
+  }
+
+  /** A hold that ends by itself; one without an end is ended by its pacer. */
+  function hold(
+    what: 'queue' | 'tenant',
+    waitMs: number,
+    tenantId: TenantId,
+    subscriptionId: SubscriptionId,
+  ): Admission {
+    if (waitMs !== Number.POSITIVE_INFINITY) {
+      const timer = setTimeout(
+        () => {
+          timers.delete(timer);
+          deps.onRelease(tenantId, what === 'queue' ? subscriptionId : undefined);
+        },
+        Math.min(Math.ceil(waitMs), MAX_HOLD_MS),
+      );
+      timers.add(timer);
+    }
+    return { hold: what, ms: waitMs };
+  }
+
+  return {
+    /** See Admit in scheduler.ts. */
+    admit(
+      tenantId: TenantId,
+      subscriptionId: SubscriptionId,
+      inFlight: { readonly tenant: number; readonly queue: number },
+      depth: number,
+    ): Admission {
+      const config = deps.peek(tenantId);
+      const target = config?.targets.get(subscriptionId);
+      if (config === undefined || target === undefined) return 'go'; // the worker reads it and decides
+      const breaker = deps.breakers.admits(tenantId, subscriptionId, target.breaker);
+      if (breaker === 'open') return 'drop';
+      if (breaker === 'probe') return 'go';
+      const { maxInFlight, deliveriesPerSecond } = config.quota;
+      if (target.maxInFlight !== undefined) {
+        const mine = shareOfCap(target.maxInFlight, deps.standing(), subscriptionId);
+        if (mine === 0) return 'drop';
+        if (inFlight.queue >= mine) return 'full';
+      }
+      if (maxInFlight > 0) {
+        const mine = shareOfCap(maxInFlight, deps.standing(), tenantId);
+        if (mine === 0) return 'drop';
+        if (inFlight.tenant >= mine) return 'tenant-full';
+      }
+      const nowMs = deps.now();
+      const own = rateOf(target, nowMs) === undefined ? undefined : pacerOf(tenantId, subscriptionId);
+      const ownWait = own?.waitMs(nowMs, depth) ?? 0;
+      if (ownWait > 0) return hold('queue', ownWait, tenantId, subscriptionId);
+      const ofTenant = deliveriesPerSecond === 0 ? undefined : pacerOf(tenantId, undefined);
+      const tenantWait = ofTenant?.waitMs(nowMs, depth) ?? 0;
+      if (tenantWait > 0) return hold('tenant', tenantWait, tenantId, subscriptionId);
+      own?.use();
+      ofTenant?.use();
+      return 'go';
+    },
+
+    /** Says what goes: a probe is remembered by its delivery. */
+    going(tenantId: TenantId, subscriptionId: SubscriptionId, deliveryId: DeliveryId): void {
+      const target = deps.peek(tenantId)?.targets.get(subscriptionId);
+      if (deps.breakers.admits(tenantId, subscriptionId, target?.breaker) === 'probe') {
+        deps.breakers.probeGoes(subscriptionId, deliveryId);
+      }
+    },
+
+    ended: deps.breakers.ended,
+    unused: deps.breakers.unused,
+
+    /** How many deliveries of a queue this worker may have waiting, as far as the limits go. */
+    waitingCap(config: TenantConfig, target: Target): number {
+      let cap = Number.POSITIVE_INFINITY;
+      const { count } = deps.standing();
+      const ahead = (rate: number) => Math.max(2, Math.ceil((rate * AHEAD_S) / count));
+      const rate = rateOf(target, deps.now());
+      if (rate !== undefined) cap = ahead(rate);
+      const { maxInFlight, deliveriesPerSecond } = config.quota;
+      if (deliveriesPerSecond > 0) cap = Math.min(cap, ahead(deliveriesPerSecond));
+      if (target.maxInFlight !== undefined) {
+        cap = Math.min(cap, 4 * shareOfCap(target.maxInFlight, deps.standing(), target.subscriptionId));
+      }
+      if (maxInFlight > 0) {
+        cap = Math.min(cap, 4 * shareOfCap(maxInFlight, deps.standing(), config.tenantId));
+      }
+      return cap;
+    },
+
+    /** The same for a claim, which may have to ask for a probe first. */
+    async claimable(config: TenantConfig, target: Target): Promise<number> {
+      const { breaker, subscriptionId } = target;
+      const room = await deps.breakers.claimable(config.tenantId, subscriptionId, breaker);
+      return room <= 1 ? room : this.waitingCap(config, target);
+    },
+
+    /** Whether what was just published may be handed over in memory. */
+    mayOwn(tenantId: TenantId, target: Target): boolean {
+      return deps.breakers.admits(tenantId, target.subscriptionId, target.breaker) === 'closed';
+    },
+
+    stop(): void {
+      clearInterval(sweeper);
+      for (const timer of timers) clearTimeout(timer);
+      timers.clear();
+    },
+  };
+}
+
+/**
+ * This worker's part of a cap: an equal one, and the remainder to some, other ones for each `seed`. Over all workers
+ * the parts add up to the cap; one that the others may not know of yet has none.
+ */
+export function shareOfCap(cap: number, { count, rank, isSettled }: Standing, seed: string): number {
+  if (!isSettled) return 0;
+  let hash = 0;
+  for (let i = 0; i < seed.length; i++) hash = (Math.imul(hash, 31) + seed.charCodeAt(i)) >>> 0;
+  const place = (rank + hash) % count;
+  return Math.floor(cap / count) + (place < cap % count ? 1 : 0);
+}

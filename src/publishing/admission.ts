@@ -1,0 +1,109 @@
+// Admission: whether a tenant's quota lets an event in, as far as that can be said without its transaction. Rates are
+// leased from the shared limits; the size of the backlog is looked at every 2 s and estimated in between. Quotas by day
+// and month are counted in the transaction itself (storage/ingest.ts).
+import type { DispatchError } from '../domain/errors.ts';
+import type { TenantId } from '../domain/ids.ts';
+import { type Quota, quotaExceeded } from '../domain/quota.ts';
+import type { PublishRate } from '../limits/publish-rate.ts';
+import type { TenantConfig } from '../storage/tenant-configs.ts';
+
+export type AdmissionDeps = {
+  readonly rate: PublishRate;
+  /** Unfinished deliveries of a tenant, counted no further than `upTo`. */
+  readonly countBacklog: (tenantId: TenantId, upTo: number) => Promise<number>;
+  /** Monotonic, in ms. */
+  readonly now: () => number;
+  readonly onError: (error: unknown) => void;
+};
+
+export type Admission = {
+  /** Takes tokens of the tenant's publish rate: how many of `count` events may pass, and why not the others. */
+  readonly takeRate: (
+    config: TenantConfig,
+    count: number,
+  ) => Promise<{ readonly granted: number; readonly refusal: DispatchError | undefined }>;
+  /** Why an event may not pass, if it may not: its size, or the tenant's backlog. */
+  readonly refusal: (
+    config: TenantConfig,
+    payloadBytes: number,
+    deliveryCount: number,
+  ) => DispatchError | undefined;
+};
+
+type Backlog = { count: number; countedAtMs: number; isCounting: boolean };
+
+const RECOUNT_MS = 2_000;
+/** A backlog that is this far from its limit is counted seldom. */
+const FAR = 0.25;
+const RECOUNT_FAR_MS = 30_000;
+const MAX_TENANTS = 10_000;
+
+export function createAdmission(deps: AdmissionDeps): Admission {
+  const backlogs = new Map<TenantId, Backlog>();
+
+  function backlogOf(tenantId: TenantId, limit: number): Backlog {
+    let backlog = backlogs.get(tenantId);
+    if (backlog === undefined) {
+      if (backlogs.size >= MAX_TENANTS) backlogs.clear();
+      backlog = { count: 0, countedAtMs: Number.NEGATIVE_INFINITY, isCounting: false };
+      backlogs.set(tenantId, backlog);
+    }
+    const age = deps.now() - backlog.countedAtMs;
+    const isFar = backlog.count < limit * FAR && age < RECOUNT_FAR_MS;
+    if (age >= RECOUNT_MS && !isFar && !backlog.isCounting) void recount(backlog, tenantId, limit);
+    return backlog;
+  }
+
+  async function recount(backlog: Backlog, tenantId: TenantId, limit: number): Promise<void> {
+    backlog.isCounting = true;
+    const before = backlog.count;
+    try {
+      const counted = await deps.countBacklog(tenantId, limit + 1);
+      // What was let in while it was counted may or may not have been seen: it counts.
+      backlog.count = counted + (backlog.count - before);
+    } catch (error) {
+      deps.onError(error); // the estimate goes on
+    } finally {
+      backlog.countedAtMs = deps.now();
+      backlog.isCounting = false;
+    }
+  }
+
+  return {
+    async takeRate(config, count) {
+      const { tenantId, quota } = config;
+      if (quota.publishPerSecond === 0) return { granted: count, refusal: undefined };
+      const { granted, waitMs } = await deps.rate.take(tenantId, quota, count);
+      return { granted, refusal: granted < count ? tooFast(tenantId, quota, waitMs) : undefined };
+    },
+
+    refusal({ tenantId, quota }, payloadBytes, deliveryCount) {
+      if (payloadBytes > quota.maxPayloadBytes) {
+        const limit = quota.maxPayloadBytes;
+        const explanation = `the body has ${payloadBytes} bytes, and at most ${limit} are allowed`;
+        return quotaExceeded(tenantId, 'maxPayloadBytes', limit, payloadBytes, explanation);
+      }
+      if (quota.maxBacklog === 0 || deliveryCount === 0) return undefined;
+      const backlog = backlogOf(tenantId, quota.maxBacklog);
+      if (backlog.count + deliveryCount > quota.maxBacklog) {
+        const explanation = `${backlog.count} deliveries are not finished, and at most ${quota.maxBacklog} may be`;
+        return quotaExceeded(
+          tenantId,
+          'maxBacklog',
+          quota.maxBacklog,
+          backlog.count,
+          explanation,
+          RECOUNT_MS,
+        );
+      }
+      backlog.count += deliveryCount;
+      return undefined;
+    },
+  };
+}
+
+function tooFast(tenantId: TenantId, quota: Quota, waitMs: number): DispatchError {
+  const limit = quota.publishPerSecond;
+  const explanation = `more than ${limit} events a second are being published`;
+  return quotaExceeded(tenantId, 'publishPerSecond', limit, limit, explanation, waitMs);
+}
