@@ -212,8 +212,11 @@ function startLimits(
   log: Log,
   stack: AsyncDisposableStack,
 ): SharedLimits {
-  const share = (kind: 'publish' | 'deliver') =>
-    1 / (kind === 'publish' ? standings().api : standings().worker).count;
+  const share = (kind: 'publish' | 'deliver') => {
+    const { api, worker } = standings();
+    // A worker may wait until the others have heard of it; a caller that publishes may not.
+    return kind === 'publish' ? 1 / api.count : worker.isSettled ? 1 / worker.count : 0;
+  };
   if (config.redis === undefined) return createSharedLimits(undefined, share);
   const client = stack.use(
     connectRedis(config.redis, (isUp, error) => {
@@ -263,7 +266,9 @@ function startWorker(shared: Shared): Worker {
     store: limits,
     breakers,
     standing: () => shared.standings().worker,
+    isShared: () => limits.health() === 'shared',
     peek: configs.peek,
+    get: configs.get,
     now: monotonic,
     onRelease: (tenantId, subscriptionId) => worker?.release(tenantId, subscriptionId),
     onError: (error) => log.error(error, 'a limit failed'),

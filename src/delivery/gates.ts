@@ -14,7 +14,10 @@ export type GatesDeps = {
   readonly breakers: Breakers;
   /** This worker among the workers; caps are divided by it. */
   readonly standing: () => Standing;
+  /** Whether rates are shared: if not, a worker that others may not know of yet has no part of them. */
+  readonly isShared: () => boolean;
   readonly peek: (tenantId: TenantId) => TenantConfig | undefined;
+  readonly get: (tenantId: TenantId) => Promise<TenantConfig | undefined>;
   /** Monotonic, in ms. */
   readonly now: () => number;
   /** A hold is over. */
@@ -94,6 +97,31 @@ export function createGates(deps: GatesDeps) {
     return { hold: what, ms: waitMs };
   }
 
+  /** Tenants that were not there a moment ago. */
+  const absent = new Set<TenantId>();
+
+  /** What a tenant's limits are has to be read first: its deliveries wait for that, and nobody else's. */
+  function load(tenantId: TenantId): Admission {
+    deps.get(tenantId).then(
+      (config) => {
+        if (config === undefined) {
+          absent.add(tenantId);
+          setTimeout(() => absent.delete(tenantId), MAX_HOLD_MS).unref();
+        }
+        deps.onRelease(tenantId, undefined);
+      },
+      (error) => {
+        deps.onError(error);
+        const timer = setTimeout(() => {
+          timers.delete(timer);
+          deps.onRelease(tenantId, undefined);
+        }, MAX_HOLD_MS);
+        timers.add(timer);
+      },
+    );
+    return { hold: 'tenant', ms: Number.POSITIVE_INFINITY };
+  }
+
   return {
     /** See Admit in scheduler.ts. */
     admit(
@@ -104,7 +132,8 @@ export function createGates(deps: GatesDeps) {
     ): Admission {
       const config = deps.peek(tenantId);
       const target = config?.targets.get(subscriptionId);
-      if (config === undefined || target === undefined) return 'go'; // the worker reads it and decides
+      if (config === undefined && !absent.has(tenantId)) return load(tenantId);
+      if (config === undefined || target === undefined) return 'go'; // gone or new: the worker reads anew and decides
       const breaker = deps.breakers.admits(tenantId, subscriptionId, target.breaker);
       if (breaker === 'open') return 'drop';
       if (breaker === 'probe') return 'go';
@@ -145,8 +174,9 @@ export function createGates(deps: GatesDeps) {
     /** How many deliveries of a queue this worker may have waiting, as far as the limits go. */
     waitingCap(config: TenantConfig, target: Target): number {
       let cap = Number.POSITIVE_INFINITY;
-      const { count } = deps.standing();
-      const ahead = (rate: number) => Math.max(2, Math.ceil((rate * AHEAD_S) / count));
+      const { count, isSettled } = deps.standing();
+      const mayPace = isSettled || deps.isShared();
+      const ahead = (rate: number) => (mayPace ? Math.max(2, Math.ceil((rate * AHEAD_S) / count)) : 0);
       const rate = rateOf(target, deps.now());
       if (rate !== undefined) cap = ahead(rate);
       const { maxInFlight, deliveriesPerSecond } = config.quota;

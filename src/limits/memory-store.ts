@@ -5,10 +5,12 @@ import { shareOf, takeSlots } from '../domain/bucket.ts';
 import { type BreakerKey, type BreakerView, breakerName, bucketName, type LimitStore } from './store.ts';
 
 const MAX_ENTRIES = 50_000;
+/** When one that has no part of a rate is to ask again. */
+const WAIT_US = 1_000_000;
 /** A breaker that nobody touched for this long is forgotten, as it is in Redis. */
 const FORGET_MS = 3_600_000;
 
-/** `now` in ms, any clock; `share` is this instance's part of a rate of that kind, in (0, 1]. */
+/** `now` in ms, any clock; `share` is this instance's part of a rate of that kind, in [0, 1]. */
 export function createMemoryStore(
   now: () => number,
   share: (kind: 'publish' | 'deliver') => number,
@@ -47,9 +49,11 @@ export function createMemoryStore(
 
   return {
     take(key, spec, want) {
+      const part = share(key.kind);
+      if (part === 0) return Promise.resolve({ granted: 0, startInUs: 0, waitUs: WAIT_US, intervalUs: 0 });
       const nowUs = Math.floor(now() * 1000);
       const name = bucketName(key);
-      const own = shareOf(spec, share(key.kind));
+      const own = shareOf(spec, part);
       const { nextUs, taken } = takeSlots(buckets.get(name)?.nextUs ?? 0, own, nowUs, want);
       if (taken.granted > 0) {
         buckets.delete(name);

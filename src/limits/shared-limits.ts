@@ -12,7 +12,7 @@ export type SharedLimits = LimitStore & {
 };
 
 /**
- * `share` is this instance's part of each rate while nothing is shared. Never rejects: a call that Redis fails is
+ * `share` is this instance's part of each rate while nothing is shared, 0 while others may not know of it. Never rejects: a call that Redis fails is
  * answered from memory, and no other waits for Redis until it is back.
  */
 export function createSharedLimits(

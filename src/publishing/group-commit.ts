@@ -328,7 +328,8 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
         later.push(item);
         continue;
       }
-      const refusal = item.rounds > 0 ? undefined : admit(event, config, targets.length);
+      // Once more when its tenant's configuration changed; its deliveries were counted the first time.
+      const refusal = admit(event, config, item.rounds > 0 ? 0 : targets.length);
       if (refusal !== undefined) {
         refuse(item, refusal);
         continue;

@@ -308,7 +308,7 @@ export function createSubscriptionService(deps: SubscriptionServiceDeps) {
       const payload = length > 0 ? Buffer.from(request.payload) : Buffer.from('{"test":true}');
       await getSubscription(db.audited(context.change('subscription.test', id)), tenantId, id);
       const { durationMs, ...result } = await deps.test(tenantId, id, { type, payload });
-      return { ...result, duration: durationFromMs(durationMs) };
+      return { ...result, duration: durationFromMs(Math.round(durationMs)) };
     },
   });
 }
