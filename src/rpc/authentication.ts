@@ -76,7 +76,12 @@ export function createAuthenticate(deps: AuthenticationDeps): Authenticate {
   const adminAddresses = new Map<string, number>();
 
   function refuse(refusal: Refusal, message = REFUSED): DispatchError {
-    const { nextUs } = takeSlots(addresses.get(refusal.address) ?? 0, limit, deps.now() * 1000, 1);
+    const { nextUs } = takeSlots(
+      addresses.get(refusal.address) ?? Number.NEGATIVE_INFINITY,
+      limit,
+      deps.now() * 1000,
+      1,
+    );
     addresses.delete(refusal.address);
     addresses.set(refusal.address, nextUs);
     if (addresses.size > MAX_ADDRESSES) addresses.delete(addresses.keys().next().value ?? '');

@@ -14,6 +14,7 @@ import {
   TenantState as WireState,
   type Tenant as WireTenant,
 } from '../../gen/dispatch/v1/tenant_service_pb.ts';
+import { PLATFORM } from '../domain/audit.ts';
 import { invalidField } from '../domain/errors.ts';
 import { QUOTA_FIELDS, type Quota, type QuotaField, wireName } from '../domain/quota.ts';
 import type { KeyRole } from '../domain/roles.ts';
@@ -43,7 +44,7 @@ export function toWire(tenant: Tenant): WireTenant {
 export function keyToWire(key: ApiKey): WireApiKey {
   return create(ApiKeySchema, {
     keyId: key.keyId,
-    tenantId: key.tenantId,
+    tenantId: key.tenantId === PLATFORM ? '' : key.tenantId,
     displayName: key.displayName,
     createTime: timestampFromMs(key.createdAtMs),
     ...(key.expiresAtMs === undefined ? {} : { expireTime: timestampFromMs(key.expiresAtMs) }),
