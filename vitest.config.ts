@@ -9,13 +9,18 @@ export default defineConfig({
         test: {
           name: 'unit',
           include: ['test/**/*.test.ts'],
-          exclude: ['test/e2e/**', 'test/storage/**', 'test/limits/**'],
+          exclude: ['test/e2e/**', 'test/storage/**', 'test/limits/**', 'test/faults/**'],
         },
       },
       {
         test: {
           name: 'service',
-          include: ['test/e2e/**/*.test.ts', 'test/storage/**/*.test.ts', 'test/limits/**/*.test.ts'],
+          include: [
+            'test/e2e/**/*.test.ts',
+            'test/storage/**/*.test.ts',
+            'test/limits/**/*.test.ts',
+            'test/faults/**/*.test.ts',
+          ],
           globalSetup: ['test/support/postgres.ts'],
           testTimeout: 120_000,
           hookTimeout: 120_000,

@@ -35,13 +35,15 @@ export function describeDecodeErrors(handlers: Handlers): void {
   }
 }
 
+/** Messages of connect-node that come as INTERNAL although the caller's bytes are what is wrong. */
+const CALLERS_FAULT = /^(?:parse binary|received compressed envelope, but)/;
+
 /** gRPC tells its status after the body: by then the trailer can still be changed. */
 async function* mendTrailer(response: Awaited<ReturnType<Handler>>): AsyncGenerator<Uint8Array> {
   if (response.body !== undefined) yield* response.body;
   const { trailer } = response;
-  const isDecodeError = trailer?.get('grpc-message')?.startsWith('parse%20binary') === true;
-  const isPlain = trailer?.get('grpc-message')?.startsWith('parse binary') === true;
-  if (trailer?.get('grpc-status') === '13' && (isDecodeError || isPlain)) trailer.set('grpc-status', '3');
+  const message = trailer?.get('grpc-message')?.replaceAll('%20', ' ').replaceAll('%2C', ',') ?? '';
+  if (trailer?.get('grpc-status') === '13' && CALLERS_FAULT.test(message)) trailer.set('grpc-status', '3');
 }
 
 async function* once(bytes: Uint8Array): AsyncGenerator<Uint8Array> {
