@@ -7,10 +7,11 @@ import { parseArgs } from 'node:util';
 import { endToEnd } from './scenarios/end-to-end.ts';
 import { idleLatency } from './scenarios/idle-latency.ts';
 import { ingestBatch, ingestJson, ingestUnary } from './scenarios/ingest.ts';
+import { limits } from './scenarios/limits.ts';
 import type { Measured, Scenario } from './scenarios/scenario.ts';
 import { startDatabase } from './support/processes.ts';
 
-const SCENARIOS: readonly Scenario[] = [ingestBatch, ingestUnary, ingestJson, endToEnd, idleLatency];
+const SCENARIOS: readonly Scenario[] = [ingestBatch, ingestUnary, ingestJson, endToEnd, limits, idleLatency];
 
 const { values } = parseArgs({
   options: {

@@ -21,7 +21,7 @@ import { createHistoryTasks } from './maintenance/history.ts';
 import { createMaintenance, type Maintenance } from './maintenance/maintenance.ts';
 import { createPurgeTasks } from './maintenance/purge.ts';
 import { createAdmission } from './publishing/admission.ts';
-import { createGroupCommit, type GroupCommit } from './publishing/group-commit.ts';
+import { createGroupCommit, type GroupCommit, MAX_UNDER_WAY } from './publishing/group-commit.ts';
 import { runReplaysOnce } from './publishing/replay.ts';
 import { createAuthenticate } from './rpc/authentication.ts';
 import { createCallPath } from './rpc/call-path.ts';
@@ -46,11 +46,11 @@ import { stopLeading, tryLead } from './storage/leaders.ts';
 import { dropHistory, ensurePartitions } from './storage/partitions.ts';
 import * as purges from './storage/purges.ts';
 import { writeRecords } from './storage/records.ts';
-import { assertMasterKeys, rewrapSecrets } from './storage/secret-keys.ts';
+import { assertMasterKeys, createRewrap } from './storage/secret-keys.ts';
 import { setSubscriptionState } from './storage/subscriptions.ts';
 import { createTenantConfigs, type Target, type TenantConfigs } from './storage/tenant-configs.ts';
 import { shorterHistories } from './storage/tenants.ts';
-import { countBacklog, foldUsage, takeUsageSlot } from './storage/usage.ts';
+import { countBacklog, foldUsage, pruneUsage, takeUsageSlot } from './storage/usage.ts';
 import { createNotifier, listen, type Notifier } from './storage/wakeups.ts';
 import type { Log } from './telemetry/logger.ts';
 import { createMetrics, type Metrics } from './telemetry/metrics.ts';
@@ -227,19 +227,19 @@ function startLimits(
   return createSharedLimits(client, share);
 }
 
-/** The authorization header of a target's attempts. */
-const authorizationOf =
-  ({ authorizer }: Egress) =>
-  (target: Target) =>
-    target.credentials.auth === undefined
-      ? undefined
-      : authorizer.of(target.subscriptionId, target.credentials.auth);
+/** Whether a scheme is one that a target's tenant may have. Exceptions from the guard are exceptions from https, too. */
+const schemeAllowed = ({ guard }: Egress, { allowHttp }: Target, url: string) =>
+  allowHttp || !url.startsWith('http:') || guard.urlProblem(new URL(url), false) === undefined;
 
-/** Exceptions from the guard are exceptions from https, too. */
-const mayBePlainHttp =
-  ({ guard }: Egress) =>
-  (origin: string) =>
-    guard.urlProblem(new URL(origin), false) === undefined;
+/** The authorization header of a target's attempts. */
+const authorizationOf = (egress: Egress) => (target: Target) => {
+  const { auth } = target.credentials;
+  if (auth === undefined) return undefined;
+  if (auth.kind === 'oauth2' && !schemeAllowed(egress, target, auth.tokenUrl)) {
+    return Promise.reject(new Error('the tenant’s quota allows https token URLs only'));
+  }
+  return egress.authorizer.of(target.subscriptionId, auth);
+};
 
 function startWorker(shared: Shared): Worker {
   let worker: Worker | undefined;
@@ -297,7 +297,7 @@ function startWorker(shared: Shared): Worker {
     unauthorized: ({ subscriptionId, credentials }) => {
       if (credentials.auth !== undefined) egress.authorizer.refused(subscriptionId, credentials.auth);
     },
-    mayBePlainHttp: mayBePlainHttp(egress),
+    mayBeSent: (target) => schemeAllowed(egress, target, target.origin),
     disable: async (tenantId, subscriptionId, reason) => {
       const change = {
         ...ITSELF,
@@ -361,8 +361,11 @@ function startMaintenance(shared: Shared, worker: Worker | undefined): Maintenan
       },
       purgeIdempotencyKeys: () => purges.purgeIdempotencyKeys(db),
       foldUsage: () => foldUsage(db),
-      rewrapSecrets: () => rewrapSecrets(db, shared.masterKeys, randomBytes),
+      rewrapSecrets: createRewrap(db, shared.masterKeys, randomBytes, (error) =>
+        log.error(error, 'a secret could not be sealed anew'),
+      ),
       pruneAudit: () => pruneAudit(db.ownerUrl, config.auditDays),
+      pruneUsage: () => pruneUsage(db),
     }),
     history: createHistoryTasks({
       makePartitions: () => asOwner(db.ownerUrl, ensurePartitions),
@@ -393,6 +396,7 @@ async function startGroupCommit(shared: Shared, worker: Worker | undefined): Pro
       now: monotonic,
       onError: (error) => log.warn({ error: String(error) }, 'a backlog could not be counted'),
     }),
+    margin: () => 2 * MAX_UNDER_WAY * shared.standings().api.count,
     usageSlot: await takeUsageSlot(db),
     configs,
     localWorker: worker,
@@ -440,7 +444,7 @@ async function startApi(
     reload: shared.configs.reload,
     send: egress.sender.send,
     authorization: authorizationOf(egress),
-    mayBePlainHttp: mayBePlainHttp(egress),
+    mayBeSent: (target) => schemeAllowed(egress, target, target.origin),
     ids,
     userAgent: `dispatch/${shared.version}`,
     now: Date.now,

@@ -302,6 +302,7 @@ function parseRedisUrl(value: string | undefined, problems: string[]): RedisTarg
   if (scheme.sentinel && name === '') return bad();
   if (nodes.length > 1 && !scheme.sentinel && database !== 0) return bad();
   const decoded = (part: string) => (part === '' ? undefined : decodeURIComponent(part));
+  if (/%(?![0-9a-f]{2})/i.test(first!.username + first!.password)) return bad();
   return {
     kind: scheme.sentinel ? 'sentinel' : nodes.length > 1 ? 'cluster' : 'single',
     nodes,

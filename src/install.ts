@@ -5,6 +5,7 @@ import { join } from 'node:path';
 import type { Config } from './config.ts';
 import type { MasterKeys } from './domain/sealing.ts';
 import { lockDataDir } from './storage/data-dir-lock.ts';
+import { asOwner } from './storage/database.ts';
 import { startEmbedded } from './storage/embedded.ts';
 import { type MigrationReport, migrate } from './storage/migrate.ts';
 
@@ -29,6 +30,9 @@ export async function install(
   }
   const keys = config.databaseUrl === undefined ? await embeddedKeys(config) : givenKeys(config);
   const migration = await migrate(databaseUrl, config);
+  // Whoever was running before the embedded database started is gone, and is not to be counted with.
+  if (config.databaseUrl === undefined)
+    await asOwner(databaseUrl, (owner) => owner.query('DELETE FROM instances'));
   const owned = stack.move();
   return { databaseUrl, ...keys, migration, [Symbol.asyncDispose]: () => owned.disposeAsync() };
 }

@@ -93,6 +93,7 @@ export async function startProduct(serverUrl: string, env: NodeJS.ProcessEnv = {
       DISPATCH_ADMIN_KEY: ADMIN_KEY,
       DISPATCH_MASTER_KEYS: `bench:${Buffer.alloc(32, 7).toString('base64')}`,
       DISPATCH_ALLOW_ENDPOINT_CIDRS: '127.0.0.0/8',
+      DISPATCH_DEFAULT_QUOTA: '{"publishPerSecond": 0}',
       DISPATCH_HTTP_PORT: String(httpPort),
       DISPATCH_GRPC_PORT: String(grpcPort),
       ...env,

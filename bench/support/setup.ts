@@ -5,13 +5,18 @@ import { jsonClient } from '../../test/support/clients.ts';
 import { TENANTS } from './payload.ts';
 import { ADMIN_KEY } from './processes.ts';
 
-/** Makes the tenants, each with one subscription to `url` if one is given. */
-export async function makeTenants(httpPort: number, url: string | undefined): Promise<void> {
+/** Makes the tenants, each with one subscription to `url` if one is given, with `settings`. */
+export async function makeTenants(
+  httpPort: number,
+  url: string | undefined,
+  settings: object = {},
+): Promise<void> {
   const tenants = jsonClient(TenantService, httpPort, ADMIN_KEY);
   const subscriptions = jsonClient(SubscriptionService, httpPort, ADMIN_KEY);
   for (const tenantId of TENANTS) {
     await tenants.createTenant({ tenant: { tenantId } });
     if (url === undefined) continue;
-    await subscriptions.createSubscription({ tenantId, subscription: { url, eventTypes: ['order.*'] } });
+    const subscription = { url, eventTypes: ['order.*'], ...settings };
+    await subscriptions.createSubscription({ tenantId, subscription });
   }
 }

@@ -139,7 +139,7 @@ export function createGates(deps: GatesDeps) {
       if (breaker === 'probe') return 'go';
       const { maxInFlight, deliveriesPerSecond } = config.quota;
       if (target.maxInFlight !== undefined) {
-        const mine = shareOfCap(target.maxInFlight, deps.standing(), subscriptionId);
+        const mine = shareOfCap(target.maxInFlight, deps.standing(), tenantId);
         if (mine === 0) return 'drop';
         if (inFlight.queue >= mine) return 'full';
       }
@@ -150,11 +150,14 @@ export function createGates(deps: GatesDeps) {
       }
       const nowMs = deps.now();
       const own = rateOf(target, nowMs) === undefined ? undefined : pacerOf(tenantId, subscriptionId);
-      const ownWait = own?.waitMs(nowMs, depth) ?? 0;
-      if (ownWait > 0) return hold('queue', ownWait, tenantId, subscriptionId);
       const ofTenant = deliveriesPerSecond === 0 ? undefined : pacerOf(tenantId, undefined);
-      const tenantWait = ofTenant?.waitMs(nowMs, depth) ?? 0;
-      if (tenantWait > 0) return hold('tenant', tenantWait, tenantId, subscriptionId);
+      const ownWait = own?.waitMs(nowMs, depth) ?? 0;
+      const tenantWait = ofTenant?.waitMs(nowMs, depth) ?? 0; // both are asked at once
+      if (ownWait > 0) return hold('queue', ownWait, tenantId, subscriptionId);
+      if (tenantWait > 0) {
+        own?.keep(); // its slot is not to blame: it is good until the tenant's turn comes
+        return hold('tenant', tenantWait, tenantId, subscriptionId);
+      }
       own?.use();
       ofTenant?.use();
       return 'go';
@@ -182,7 +185,7 @@ export function createGates(deps: GatesDeps) {
       const { maxInFlight, deliveriesPerSecond } = config.quota;
       if (deliveriesPerSecond > 0) cap = Math.min(cap, ahead(deliveriesPerSecond));
       if (target.maxInFlight !== undefined) {
-        cap = Math.min(cap, 4 * shareOfCap(target.maxInFlight, deps.standing(), target.subscriptionId));
+        cap = Math.min(cap, 4 * shareOfCap(target.maxInFlight, deps.standing(), config.tenantId));
       }
       if (maxInFlight > 0) {
         cap = Math.min(cap, 4 * shareOfCap(maxInFlight, deps.standing(), config.tenantId));
@@ -211,8 +214,9 @@ export function createGates(deps: GatesDeps) {
 }
 
 /**
- * This worker's part of a cap: an equal one, and the remainder to some, other ones for each `seed`. Over all workers
- * the parts add up to the cap; one that the others may not know of yet has none.
+ * This worker's part of a cap: an equal one, and the remainder to some, other ones for each `seed`. A tenant's cap and
+ * its subscriptions' have the same seed, so that a worker that has a part of the smaller has one of the larger. Over all
+ * workers the parts add up to the cap; one that the others may not know of yet has none.
  */
 export function shareOfCap(cap: number, { count, rank, isSettled }: Standing, seed: string): number {
   if (!isSettled) return 0;

@@ -20,7 +20,7 @@ export type TestDeliveryDeps = {
   readonly reload: (tenantId: TenantId) => Promise<TenantConfig | undefined>;
   readonly send: (request: SignedRequest, done: (result: SendResult) => void) => void;
   readonly authorization: (target: Target) => string | undefined | Promise<string | undefined>;
-  readonly mayBePlainHttp: (origin: string) => boolean;
+  readonly mayBeSent: (target: Target) => boolean;
   readonly ids: IdSource;
   readonly userAgent: string;
   /** Ms since 1970. */
@@ -42,12 +42,14 @@ export type TestResult = {
 
 /** Tests of one process at once; each may last as long as an attempt. */
 const MAX_RUNNING = 50;
+const MAX_RUNNING_OF_TENANT = 5;
 
 export function createTestDelivery(deps: TestDeliveryDeps) {
   let running = 0;
+  const ofTenants = new Map<TenantId, number>();
 
   async function attempt(target: Target, type: string, payload: Buffer): Promise<SendResult> {
-    if (target.isPlainHttp && !deps.mayBePlainHttp(target.origin)) {
+    if (!deps.mayBeSent(target)) {
       const message = 'the tenant’s quota allows https endpoints only';
       return { kind: 'failure', errorClass: 'blocked_address', message };
     }
@@ -76,7 +78,8 @@ export function createTestDelivery(deps: TestDeliveryDeps) {
     subscriptionId: SubscriptionId,
     event: { readonly type: string; readonly payload: Buffer },
   ): Promise<TestResult> => {
-    if (running >= MAX_RUNNING) {
+    const mine = ofTenants.get(tenantId) ?? 0;
+    if (running >= MAX_RUNNING || mine >= MAX_RUNNING_OF_TENANT) {
       const message = 'too many tests are running; try again later';
       throw new DispatchError('RESOURCE_EXHAUSTED', message, {
         reason: 'TOO_MANY_TESTS',
@@ -84,14 +87,23 @@ export function createTestDelivery(deps: TestDeliveryDeps) {
       });
     }
     running++;
+    ofTenants.set(tenantId, mine + 1);
     try {
-      const target = (await deps.reload(tenantId))?.targets.get(subscriptionId);
+      const config = await deps.reload(tenantId);
+      if (config?.state === 'suspended') {
+        const reason = { reason: 'TENANT_SUSPENDED' };
+        throw new DispatchError('FAILED_PRECONDITION', `tenant ${tenantId} is suspended`, reason);
+      }
+      const target = config?.targets.get(subscriptionId);
       if (target === undefined) throw notFound('subscription', subscriptionId);
       const startedAt = deps.monotonic();
       const result = await attempt(target, event.type, event.payload);
       return resultOf(result, deps.monotonic() - startedAt);
     } finally {
       running--;
+      const left = (ofTenants.get(tenantId) ?? 1) - 1;
+      if (left > 0) ofTenants.set(tenantId, left);
+      else ofTenants.delete(tenantId);
     }
   };
 }

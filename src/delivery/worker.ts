@@ -33,8 +33,8 @@ export type WorkerDeps = Pick<ClaimerDeps, 'walk' | 'positionAfter' | 'walkStart
   readonly authorization: (target: Target) => string | undefined | Promise<string | undefined>;
   /** An endpoint refused a target's credentials: a token that was kept is not used again. */
   readonly unauthorized: (target: Target) => void;
-  /** Whether an http endpoint is allowed although its tenant's quota does not allow http. */
-  readonly mayBePlainHttp: (origin: string) => boolean;
+  /** Whether the endpoint's scheme is one that its tenant may have. */
+  readonly mayBeSent: (target: Target) => boolean;
   /** Disables a subscription because of what its endpoint said. */
   readonly disable: (tenantId: TenantId, subscriptionId: SubscriptionId, reason: string) => Promise<void>;
   readonly maxInFlight: number;
@@ -157,13 +157,16 @@ export function createWorker(deps: WorkerDeps) {
       end(delivery, { ...fenceOf(delivery), kind: 'cancelled' });
     } else if (config.state !== 'active' || target.state !== 'active') {
       end(delivery, { ...fenceOf(delivery), kind: 'release', delayMs: 0 });
-    } else if (deps.monotonic() + timeoutOf(target) + LEASE_MARGIN_MS > delivery.leaseUntilMs) {
+    } else if (!lastsForAttempt(delivery, target)) {
       // It waited here for too long: back to the queue, uncharged, before the lease ends by itself.
       end(delivery, { ...fenceOf(delivery), kind: 'release', delayMs: 0 });
     } else {
       authorize(delivery, target);
     }
   }
+
+  const lastsForAttempt = (delivery: ClaimedDelivery, target: Target) =>
+    deps.monotonic() + timeoutOf(target) + LEASE_MARGIN_MS <= delivery.leaseUntilMs;
 
   /** Credentials that are at hand are used at once; a token that must be fetched takes its time first. */
   function authorize(delivery: ClaimedDelivery, target: Target): void {
@@ -175,7 +178,10 @@ export function createWorker(deps: WorkerDeps) {
     const startedAtMs = deps.now();
     const startedAt = deps.monotonic();
     authorization.then(
-      (value) => attempt(delivery, target, value),
+      (value) => {
+        if (lastsForAttempt(delivery, target)) attempt(delivery, target, value);
+        else end(delivery, { ...fenceOf(delivery), kind: 'release', delayMs: 0 });
+      },
       (error: Error) => {
         const times = {
           startedAtMs,
@@ -199,7 +205,7 @@ export function createWorker(deps: WorkerDeps) {
     const startedAtMs = deps.now();
     const startedAt = deps.monotonic();
     const lagMs = startedAtMs - delivery.dueAtMs;
-    if (target.isPlainHttp && !deps.mayBePlainHttp(target.origin)) {
+    if (!deps.mayBeSent(target)) {
       finish(delivery, target, PLAIN_HTTP, { startedAtMs, durationMs: 0, lagMs });
       return;
     }

@@ -103,6 +103,7 @@ const REFUSED_PREFIXES = [
   'x-forwarded-',
   'webhook-',
   'dispatch-',
+  'x-dispatch-',
   'x-amz-',
   'x-goog-',
   'x-ms-',

@@ -39,8 +39,14 @@ type Local = {
   closedAtMs: number;
   probe: 'none' | 'asking' | 'granted' | 'out';
   probeDelivery: DeliveryId | undefined;
+  /** Names the probe that was granted last: nobody, this worker included, ends another than the one that it sent. */
+  probeHolder: string;
+  /** When a probe that was granted and not sent is somebody else's to send. */
+  grantedUntilMs: number;
   askAgainAtMs: number;
+  /** Attempts since the last report, and when their counting began. */
   attempts: number;
+  countingSinceMs: number;
   failures: number;
   trailing: number;
   isReporting: boolean;
@@ -49,6 +55,10 @@ type Local = {
 
 /** A copy that saw nothing for this long, closed, is forgotten. */
 const FORGET_MS = 120_000;
+/** One that nobody asked about for this long, open: its subscription is gone, or its queue is empty. */
+const FORGET_OPEN_MS = 1_200_000;
+/** Successes that lie further back say nothing about a failure of now. */
+const WINDOW_MS = 60_000;
 /** How much newer a written transition must be than what is known: both clocks were read around a round trip. */
 const SAME_MS = 20;
 const MAX_ASK_MS = 1_000;
@@ -57,6 +67,7 @@ export type Breakers = ReturnType<typeof createBreakers>;
 
 export function createBreakers(deps: BreakersDeps) {
   const locals = new Map<SubscriptionId, Local>();
+  let probeCount = 0;
 
   function localOf(tenantId: TenantId, subscriptionId: SubscriptionId): Local {
     let local = locals.get(subscriptionId);
@@ -71,8 +82,11 @@ export function createBreakers(deps: BreakersDeps) {
         closedAtMs: Number.NEGATIVE_INFINITY,
         probe: 'none',
         probeDelivery: undefined,
+        probeHolder: '',
+        grantedUntilMs: 0,
         askAgainAtMs: 0,
         attempts: 0,
+        countingSinceMs: deps.now(),
         failures: 0,
         trailing: 0,
         isReporting: false,
@@ -104,8 +118,18 @@ export function createBreakers(deps: BreakersDeps) {
     mine.openUntilMs = known.untilMs;
     if (known.phase === 'closed') mine.closedAtMs = known.changedAtMs;
     mine.probe = 'none';
+    mine.probeDelivery = undefined;
     mine.askAgainAtMs = 0;
+    forgetCounts(mine);
     return mine;
+  }
+
+  /** What was counted belongs to the phase it was counted in. */
+  function forgetCounts(local: Local): void {
+    local.attempts = 0;
+    local.failures = 0;
+    local.trailing = 0;
+    local.countingSinceMs = deps.now();
   }
 
   /** Takes over what a call answered. */
@@ -115,6 +139,7 @@ export function createBreakers(deps: BreakersDeps) {
     local.openCount = view.openCount;
     if (view.phase === 'open') local.openUntilMs = askedAtMs + view.openForMs;
     if (view.phase === 'closed' && view.closedAgoMs >= 0) local.closedAtMs = askedAtMs - view.closedAgoMs;
+    if (view.phase !== before) forgetCounts(local);
     if (view.phase !== before || view.changed) local.changedAtMs = askedAtMs;
     if (view.changed) deps.onTransition(local.tenantId, local.subscriptionId, view);
   }
@@ -142,7 +167,16 @@ export function createBreakers(deps: BreakersDeps) {
     local.probeDelivery = undefined;
     const askedAt = deps.now();
     try {
-      learn(local, await deps.store.endProbe(local, deps.holder, outcome), askedAt);
+      const view = await deps.store.endProbe(local, local.probeHolder, outcome);
+      if (view.phase === 'closed' && !view.changed && view.closedAgoMs < 0) {
+        // The shared state was lost while the probe was out. As far as is known here the breaker is open, and the next
+        // probe takes it up there.
+        local.phase = 'open';
+        local.openUntilMs = askedAt;
+        local.askAgainAtMs = 0;
+        return;
+      }
+      learn(local, view, askedAt);
       // Nothing to send it with: look again when the queue is looked at again, and not at once.
       local.askAgainAtMs = outcome === 'none' ? askedAt + MAX_ASK_MS : 0;
       if (local.phase !== 'open') deps.onReady(local.tenantId, local.subscriptionId);
@@ -161,7 +195,7 @@ export function createBreakers(deps: BreakersDeps) {
       if (known === undefined && locals.size === 0) return 'closed';
       const local = adopt(tenantId, subscriptionId, known);
       if (local === undefined || local.phase === 'closed') return 'closed';
-      return local.probe === 'granted' ? 'probe' : 'open';
+      return local.probe === 'granted' && deps.now() < local.grantedUntilMs ? 'probe' : 'open';
     },
 
     /** Marks a delivery as the probe: right before it is sent. */
@@ -182,15 +216,20 @@ export function createBreakers(deps: BreakersDeps) {
       if (local === undefined || local.phase === 'closed') return Number.POSITIVE_INFINITY;
       const nowMs = deps.now();
       local.usedAtMs = nowMs;
-      if (local.probe === 'granted') return 1;
+      if (local.probe === 'granted' && nowMs < local.grantedUntilMs) return 1;
+      if (local.probe === 'granted') local.probe = 'none'; // too late: it may be another's by now
       if (local.probe !== 'none') return 0;
       if (local.phase === 'open' && nowMs < local.openUntilMs) return 0;
       if (nowMs < local.askAgainAtMs) return 0;
       local.probe = 'asking';
       try {
-        const { holder, probeLeaseMs } = deps;
+        const { probeLeaseMs } = deps;
+        const holder = `${deps.holder}/${++probeCount}`;
         const answer = await deps.store.askProbe(local, holder, probeLeaseMs, local.openCount);
         local.probe = answer.granted ? 'granted' : 'none';
+        if (answer.granted) local.probeHolder = holder;
+        // Half of the lease is for sending it; the other half for what an attempt may take.
+        local.grantedUntilMs = nowMs + probeLeaseMs / 2;
         local.askAgainAtMs = nowMs + Math.min(answer.waitMs, MAX_ASK_MS);
         learn(local, answer, nowMs);
         if (answer.phase === 'closed') return Number.POSITIVE_INFINITY;
@@ -224,16 +263,19 @@ export function createBreakers(deps: BreakersDeps) {
         void finish(local, outcome);
         return;
       }
-      if (outcome === 'none') return;
+      // What was in flight when it opened is old news.
+      if (outcome === 'none' || local.phase !== 'closed') return;
+      const nowMs = deps.now();
+      if (local.failures === 0 && nowMs - local.countingSinceMs > WINDOW_MS) forgetCounts(local);
       local.attempts++;
       if (outcome === 'succeeded') {
         local.trailing = 0;
         return;
       }
-      local.usedAtMs = deps.now();
+      local.usedAtMs = nowMs;
       local.failures++;
       local.trailing++;
-      if (local.phase === 'closed') void report(local);
+      void report(local);
     },
 
     /** The rate that a breaker which closed lately lets through; undefined: any. */
@@ -244,10 +286,12 @@ export function createBreakers(deps: BreakersDeps) {
 
     /** Forgets copies that say nothing any more. */
     sweep(): void {
-      const before = deps.now() - FORGET_MS;
+      const nowMs = deps.now();
       for (const [id, local] of locals) {
-        const isQuiet = local.usedAtMs < before && local.closedAtMs < before && local.probe === 'none';
-        if (local.phase === 'closed' && isQuiet && !local.isReporting) locals.delete(id);
+        const forgetMs = local.phase === 'closed' ? FORGET_MS : FORGET_OPEN_MS;
+        const isQuiet = local.usedAtMs < nowMs - forgetMs && local.closedAtMs < nowMs - FORGET_MS;
+        const isBusy = local.isReporting || local.probe === 'asking' || local.probe === 'out';
+        if (isQuiet && !isBusy) locals.delete(id);
       }
     },
   };

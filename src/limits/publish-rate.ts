@@ -9,7 +9,8 @@ import type { LimitStore } from './store.ts';
 const BLOCK_MS = 500;
 const MAX_TENANTS = 10_000;
 
-type Block = { tokens: number; readonly untilMs: number };
+/** `emptyUntilMs`: the store had nothing; until then it is not asked again. */
+type Block = { tokens: number; readonly untilMs: number; readonly emptyUntilMs: number };
 
 export type PublishRate = {
   /** Takes up to `count` tokens of a tenant; fewer if it has no more. `waitMs`: until the next one. */
@@ -32,27 +33,27 @@ export function createPublishRate(store: Pick<LimitStore, 'take'>, now: () => nu
         known.tokens -= count;
         return { granted: count, waitMs: 0 };
       }
-      if (known !== undefined && known.tokens === 0 && known.untilMs > nowMs) {
-        // The store had nothing a moment ago: a caller that keeps trying costs no call.
-        return { granted: 0, waitMs: known.untilMs - nowMs };
+      if (known !== undefined) known.tokens = 0; // taken below, whatever else the store gives
+      if (known !== undefined && known.emptyUntilMs > nowMs) {
+        // A caller that keeps trying costs no call.
+        return { granted: left, waitMs: known.emptyUntilMs - nowMs };
       }
-      if (known !== undefined) known.tokens = 0;
       const block = Math.max(1, Math.floor(Math.min(quota.publishPerSecond / 20, burstOf(quota) / 8)));
       const spec = tokenBucket(quota.publishPerSecond, burstOf(quota));
-      const { granted, waitUs } = await store.take(
-        { tenantId, kind: 'publish' },
-        spec,
-        count - left + block - 1,
-      );
+      const want = count - left + block - 1;
+      const { granted, waitUs } = await store.take({ tenantId, kind: 'publish' }, spec, want);
       const have = left + granted;
       const used = Math.min(count, have);
       const waitMs = used < count ? Math.max(waitUs / 1000, 1) : 0;
       if (blocks.size >= MAX_TENANTS) blocks.clear();
-      const untilMs = used < count ? nowMs + Math.min(waitMs, BLOCK_MS) : nowMs + BLOCK_MS;
       // Another commit may have leased a block meanwhile: what it has left is good.
       const other = blocks.get(tenantId);
       const more = other !== undefined && other !== known && other.untilMs > nowMs ? other.tokens : 0;
-      blocks.set(tenantId, { tokens: have - used + more, untilMs });
+      blocks.set(tenantId, {
+        tokens: have - used + more,
+        untilMs: nowMs + BLOCK_MS,
+        emptyUntilMs: used < count ? nowMs + Math.min(waitMs, BLOCK_MS) : 0,
+      });
       return { granted: used, waitMs };
     },
   };

@@ -80,6 +80,7 @@ export function createMaintenance(deps: MaintenanceDeps): Maintenance {
       await task('partitions_dropped', deps.history.dropExpired);
       await task('expired_rows', deps.history.purgeExpired);
       await task('audit_entries', deps.purge.audit);
+      await task('old_usage', deps.purge.oldUsage);
     }
   }
 

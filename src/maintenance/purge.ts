@@ -12,6 +12,7 @@ export type PurgeDeps = {
   readonly foldUsage: () => Promise<number>;
   readonly rewrapSecrets: () => Promise<number>;
   readonly pruneAudit: () => Promise<number>;
+  readonly pruneUsage: () => Promise<number>;
 };
 
 /** Each does one bounded piece and returns how many rows it removed; 0: nothing is left to do. */
@@ -24,6 +25,7 @@ export type PurgeTasks = {
   /** Seals secrets anew that lie under another master key than the first. */
   readonly secrets: () => Promise<number>;
   readonly audit: () => Promise<number>;
+  readonly oldUsage: () => Promise<number>;
 };
 
 /** Chunks that one run does at most; what is left is done by the next. */
@@ -46,6 +48,7 @@ export function createPurgeTasks(deps: PurgeDeps): PurgeTasks {
     usage: () => inChunks(deps.foldUsage),
     secrets: () => inChunks(deps.rewrapSecrets),
     audit: deps.pruneAudit,
+    oldUsage: deps.pruneUsage,
   };
 }
 

@@ -28,11 +28,15 @@ export type Admission = {
     payloadBytes: number,
     deliveryCount: number,
   ) => DispatchError | undefined;
+  /** What was let in was not stored after all. */
+  readonly giveBack: (tenantId: TenantId, deliveryCount: number) => void;
 };
 
-type Backlog = { count: number; countedAtMs: number; isCounting: boolean };
+type Backlog = { count: number; countedAtMs: number; tookMs: number };
 
 const RECOUNT_MS = 2_000;
+/** Counting may take this part of the time at most: a long backlog is counted less often. */
+const COUNTING_SHARE = 0.05;
 /** A backlog that is this far from its limit is counted seldom. */
 const FAR = 0.25;
 const RECOUNT_FAR_MS = 30_000;
@@ -40,22 +44,25 @@ const MAX_TENANTS = 10_000;
 
 export function createAdmission(deps: AdmissionDeps): Admission {
   const backlogs = new Map<TenantId, Backlog>();
+  let isCounting = false; // one at a time
 
   function backlogOf(tenantId: TenantId, limit: number): Backlog {
     let backlog = backlogs.get(tenantId);
     if (backlog === undefined) {
       if (backlogs.size >= MAX_TENANTS) backlogs.clear();
-      backlog = { count: 0, countedAtMs: Number.NEGATIVE_INFINITY, isCounting: false };
+      backlog = { count: 0, countedAtMs: Number.NEGATIVE_INFINITY, tookMs: 0 };
       backlogs.set(tenantId, backlog);
     }
     const age = deps.now() - backlog.countedAtMs;
     const isFar = backlog.count < limit * FAR && age < RECOUNT_FAR_MS;
-    if (age >= RECOUNT_MS && !isFar && !backlog.isCounting) void recount(backlog, tenantId, limit);
+    const isDue = age >= Math.max(RECOUNT_MS, backlog.tookMs / COUNTING_SHARE);
+    if (isDue && !isFar && !isCounting) void recount(backlog, tenantId, limit);
     return backlog;
   }
 
   async function recount(backlog: Backlog, tenantId: TenantId, limit: number): Promise<void> {
-    backlog.isCounting = true;
+    isCounting = true;
+    const startedAt = deps.now();
     const before = backlog.count;
     try {
       const counted = await deps.countBacklog(tenantId, limit + 1);
@@ -65,7 +72,8 @@ export function createAdmission(deps: AdmissionDeps): Admission {
       deps.onError(error); // the estimate goes on
     } finally {
       backlog.countedAtMs = deps.now();
-      backlog.isCounting = false;
+      backlog.tookMs = backlog.countedAtMs - startedAt;
+      isCounting = false;
     }
   }
 
@@ -98,6 +106,11 @@ export function createAdmission(deps: AdmissionDeps): Admission {
       }
       backlog.count += deliveryCount;
       return undefined;
+    },
+
+    giveBack(tenantId, deliveryCount) {
+      const backlog = backlogs.get(tenantId);
+      if (backlog !== undefined) backlog.count = Math.max(0, backlog.count - deliveryCount);
     },
   };
 }

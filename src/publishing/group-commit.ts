@@ -48,6 +48,8 @@ export type GroupCommitDeps = {
   /** For one tenant near the end of a quota: see storage/ingest.ts. */
   readonly ingestNearLimit: (batch: IngestBatch) => Promise<IngestResult[]>;
   readonly admission: Admission;
+  /** Events that commits on all instances may have under way at once: kept free at the end of quotas of events. */
+  readonly margin: () => number;
   /** A number that no other process has: its lanes count usage in slots of their own. */
   readonly usageSlot: number;
   readonly configs: {
@@ -82,14 +84,23 @@ const MAX_DELIVERIES = 10_000;
 /** A second and third commit run beside the first only when this much waits: small batches cost more each. */
 const BESIDE = 100;
 const MAX_COMMITS = 3;
-/** Slots of usage a process has: one for each commit that may run, and one for those near a limit. */
-const LANES = MAX_COMMITS + 1;
+/** Commits of tenants near the end of a quota of events, beside the others: one at a time for each tenant. */
+const MAX_NEAR = 2;
+/** Slots of usage a process has: one for each commit that may run. */
+const LANES = MAX_COMMITS + MAX_NEAR;
+/** A tenant that has used up a quota of events is told so from memory for this long. */
+const OVER_MS = 1_000;
+/** How long a tenant that is far from the end of its quotas is not looked at. */
+const FAR_MS = 1_000;
 /** How long a tenant that came near the end of a quota of events is taken for near it. */
 const NEAR_MS = 5_000;
 const MAX_ROUNDS = 10;
 /** Events that may wait; beyond it publishing is refused rather than memory filled. */
 const MAX_QUEUED = 20_000;
 const MAX_QUEUED_BYTES = 256 * 1024 * 1024;
+
+/** Events that one process may have under way at once. */
+export const MAX_UNDER_WAY = LANES * MAX_EVENTS;
 
 type Item = {
   readonly event: NewEvent;
@@ -105,6 +116,8 @@ type Matched = IngestEvent & {
   readonly item: Item;
   readonly targets: readonly Target[];
   readonly repeats: Item[];
+  /** Of the configuration that it was matched with. */
+  readonly version: number;
 };
 
 export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
@@ -112,13 +125,22 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
   let queuedBytes = 0;
   let waiters: (() => void)[] = [];
   const lanes = Array.from({ length: MAX_COMMITS }, (_, i) => deps.usageSlot * LANES + i);
-  const nearLane = deps.usageSlot * LANES + MAX_COMMITS;
-  /** Tenants near the end of a quota of events, until when; their events wait here and are committed in turn. */
+  const nearLanes = Array.from({ length: MAX_NEAR }, (_, i) => deps.usageSlot * LANES + MAX_COMMITS + i);
+  /** Tenants near the end of a quota of events, until when. */
   const nearUntil = new Map<TenantId, number>();
-  let near: Item[] = [];
-  let isNearRunning = false;
+  /** Their events: those of one tenant are committed one batch after the other, the tenants in turn. */
+  const near = new Map<TenantId, Item[]>();
+  const nearRunning = new Set<TenantId>();
+  let nearCount = 0;
+  /** Tenants that have used up a quota, until when that is not asked again, and what they are told. */
+  const over = new Map<
+    TenantId,
+    { readonly version: number; readonly untilMs: number; readonly refusal: DispatchError }
+  >();
+  /** Tenants that are far from the end of their quotas, as of a version of their configuration. */
+  const far = new Map<TenantId, { readonly version: number; readonly untilMs: number }>();
   const commitCount = () => MAX_COMMITS - lanes.length;
-  const isIdle = () => commitCount() === 0 && queue.length === 0 && !isNearRunning && near.length === 0;
+  const isIdle = () => commitCount() === 0 && queue.length === 0 && nearCount === 0 && nearRunning.size === 0;
 
   function pump(): void {
     while (queue.length > 0 && (commitCount() === 0 || (lanes.length > 0 && queue.length >= BESIDE))) {
@@ -137,31 +159,42 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
     waiters = [];
   }
 
-  /** Events of tenants near a limit, one tenant after the other, beside the other commits. */
-  async function pumpNear(): Promise<void> {
-    if (isNearRunning) return;
-    isNearRunning = true;
-    while (near.length > 0) {
-      const { tenantId } = near[0]!.event;
-      const mine = near.filter((item) => item.event.tenantId === tenantId).slice(0, MAX_EVENTS);
-      const taken = new Set(mine);
-      near = near.filter((item) => !taken.has(item));
+  /** Commits what tenants near a limit have waiting: each tenant's in turn, no two batches of one at once. */
+  function pumpNear(): void {
+    for (const [tenantId, items] of near) {
+      if (nearLanes.length === 0) return;
+      if (nearRunning.has(tenantId)) continue;
+      const mine = items.length <= MAX_EVENTS ? items : items.slice(0, MAX_EVENTS);
+      near.delete(tenantId);
+      if (items.length > MAX_EVENTS) near.set(tenantId, items.slice(MAX_EVENTS)); // behind the others
+      nearCount -= mine.length;
       for (const item of mine) queuedBytes -= item.event.payload.length;
-      await commit(mine, nearLane);
+      const lane = nearLanes.pop()!;
+      nearRunning.add(tenantId);
+      void commit(mine, lane).finally(() => {
+        nearLanes.push(lane);
+        nearRunning.delete(tenantId);
+        pumpNear();
+        pump(); // a commit may have put something back
+        wakeIfIdle();
+      });
     }
-    isNearRunning = false;
-    wakeIfIdle();
   }
 
   function sendNear(items: readonly Item[]): void {
     if (items.length === 0) return;
+    const untilMs = performance.now() + NEAR_MS;
     if (nearUntil.size > 10_000) nearUntil.clear();
     for (const item of items) {
-      nearUntil.set(item.event.tenantId, performance.now() + NEAR_MS);
-      queuedBytes += item.event.payload.length;
+      const { tenantId, payload } = item.event;
+      nearUntil.set(tenantId, untilMs);
+      const waiting = near.get(tenantId);
+      if (waiting === undefined) near.set(tenantId, [item]);
+      else waiting.push(item);
+      nearCount++;
+      queuedBytes += payload.length;
     }
-    near = [...near, ...items];
-    void pumpNear();
+    pumpNear();
   }
 
   function take(): Item[] {
@@ -197,7 +230,8 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
       if (item.isWanted()) wanted.push(item);
       else refuse(item, GONE);
     }
-    if (lane !== nearLane && nearUntil.size > 0) {
+    const isNearLane = lane % LANES >= MAX_COMMITS;
+    if (!isNearLane && nearUntil.size > 0) {
       const isNear = (item: Item) => (nearUntil.get(item.event.tenantId) ?? 0) > startedAt;
       sendNear(wanted.filter(isNear));
       wanted = wanted.filter((item) => !isNear(item));
@@ -213,7 +247,7 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
       open = matched.flatMap((m) => [m.item, ...m.repeats]);
       if (prepared.later.length > 0) requeue(prepared.later);
       if (matched.length === 0) return;
-      const results = await (lane === nearLane ? deps.ingestNearLimit : deps.ingest)(prepared.batch);
+      const results = await (isNearLane ? deps.ingestNearLimit : deps.ingest)(prepared.batch);
       deps.onCommit(matched.length, (performance.now() - startedAt) / 1000);
       settle(matched, results, prepared.batch.lease, startedAt);
     } catch (error) {
@@ -328,29 +362,55 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
         later.push(item);
         continue;
       }
-      // Once more when its tenant's configuration changed; its deliveries were counted the first time.
-      const refusal = admit(event, config, item.rounds > 0 ? 0 : targets.length);
+      const refusal = usedUpBefore(event, config) ?? admit(event, config, targets.length);
       if (refusal !== undefined) {
         refuse(item, refusal);
         continue;
       }
       if (!tenants.has(event.tenantId)) {
-        const { eventsPerDay, eventsPerMonth } = config.quota;
-        tenants.set(event.tenantId, { version: config.version, eventsPerDay, eventsPerMonth });
+        tenants.set(event.tenantId, ingestTenant(config));
       }
       deliveryCount += targets.length;
-      const matched = match(item, targets);
+      const matched = match(item, targets, config.version);
       if (key !== '') keys.set(key, matched);
       events.push(matched);
     }
     const lease = deps.randomBytes(16);
-    return { batch: { tenants, events, lease, leaseMs: deps.leaseMs, slot }, later };
+    const batch = { tenants, events, lease, leaseMs: deps.leaseMs, slot, margin: deps.margin(), onFar };
+    return { batch, later };
+  }
+
+  /** A tenant for the statement; without the quotas of events that it is known to be far from. */
+  function ingestTenant({ tenantId, version, quota }: TenantConfig): IngestTenant {
+    const known = far.get(tenantId);
+    const isFar = known !== undefined && known.version === version && known.untilMs > performance.now();
+    const { eventsPerDay, eventsPerMonth } = quota;
+    return isFar
+      ? { version, eventsPerDay: 0, eventsPerMonth: 0 }
+      : { version, eventsPerDay, eventsPerMonth };
+  }
+
+  function onFar(tenantId: TenantId, version: number): void {
+    if (far.size >= 10_000) far.clear();
+    far.set(tenantId, { version, untilMs: performance.now() + FAR_MS });
+  }
+
+  /** What a tenant was told a moment ago; a repeat of a key is asked about all the same. */
+  function usedUpBefore(
+    { tenantId, idempotencyKey }: NewEvent,
+    { version }: TenantConfig,
+  ): DispatchError | undefined {
+    const known = over.get(tenantId);
+    if (known === undefined || idempotencyKey !== '') return undefined;
+    if (known.version === version && known.untilMs > performance.now()) return known.refusal;
+    over.delete(tenantId);
+    return undefined;
   }
 
   const admit = (event: NewEvent, config: TenantConfig, deliveryCount: number) =>
     deps.admission.refusal(config, event.payload.length, deliveryCount);
 
-  function match(item: Item, targets: readonly Target[]): Matched {
+  function match(item: Item, targets: readonly Target[], version: number): Matched {
     const { event } = item;
     const eventId = deps.ids.eventBytes();
     const mayOwn = deps.localWorker !== undefined && event.deliverAfterMs === undefined;
@@ -362,7 +422,7 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
         target.state === 'active' &&
         deps.localWorker?.reserve(event.tenantId, target.subscriptionId) === true,
     }));
-    return { event, eventId, deliveries, item, targets, repeats: [] };
+    return { event, eventId, deliveries, item, targets, repeats: [], version };
   }
 
   function settle(
@@ -408,6 +468,9 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
         case 'over': {
           giveBack(m);
           const refusal = usedUp(m.event.tenantId, result);
+          if (over.size >= 10_000) over.clear();
+          const untilMs = performance.now() + Math.min(OVER_MS, result.retryAfterMs);
+          over.set(m.event.tenantId, { version: m.version, untilMs, refusal });
           for (const item of [m.item, ...m.repeats]) refuse(item, refusal);
           break;
         }
@@ -463,6 +526,7 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
   }
 
   function giveBack(m: Matched): void {
+    deps.admission.giveBack(m.event.tenantId, m.deliveries.length);
     for (const [i, delivery] of m.deliveries.entries()) {
       if (delivery.owned) deps.localWorker?.unreserve(m.event.tenantId, m.targets[i]!.subscriptionId);
     }
@@ -470,7 +534,7 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
 
   return {
     add(event, isWanted, done) {
-      if (queue.length >= MAX_QUEUED || queuedBytes >= MAX_QUEUED_BYTES) {
+      if (queue.length + nearCount >= MAX_QUEUED || queuedBytes >= MAX_QUEUED_BYTES) {
         const message = 'more is being published than the database takes; try again later';
         const details = { reason: 'PUBLISH_QUEUE_FULL', retryAfterMs: 1_000 };
         done({ ok: false, error: new DispatchError('RESOURCE_EXHAUSTED', message, details) });

@@ -44,7 +44,7 @@ export type AuthenticationDeps = {
   readonly onRefused: (refusal: Refusal) => void;
   /**
    * Credentials that an address may have refused, all at once or spread over a minute, before it has to wait. Keys
-   * that are remembered pass all the same, and so does the admin key where it was used lately.
+   * and tokens that were good lately are looked at all the same, and so is the admin key where it was used lately.
    */
   readonly refusalsPerMinute: number;
   /** Monotonic, in ms. */
@@ -56,7 +56,7 @@ const REMEMBER_MS = 4_000;
 const MAX_REMEMBERED = 10_000;
 
 const MAX_ADDRESSES = 10_000;
-const ADMIN_REMEMBERED_MS = 600_000;
+const GOOD_MS = 600_000;
 
 const PLATFORM_PRINCIPAL: Principal = { role: 'platform-admin', tenantId: undefined, actor: 'platform' };
 const DUMMY_HASH = Buffer.alloc(32);
@@ -74,6 +74,14 @@ export function createAuthenticate(deps: AuthenticationDeps): Authenticate {
   const limit = tokenBucket(deps.refusalsPerMinute / 60, deps.refusalsPerMinute);
   const addresses = new Map<string, number>();
   const adminAddresses = new Map<string, number>();
+  /** Keys and tokens that were good lately, by their hash: whoever else knocks from their address does not matter. */
+  const good = new Map<string, number>();
+  const isGood = (token: string) => good.size > 0 && (good.get(digestOf(token)) ?? 0) > deps.now();
+
+  function noteGood(token: string): void {
+    if (good.size >= MAX_REMEMBERED) good.clear();
+    good.set(digestOf(token), deps.now() + GOOD_MS);
+  }
 
   function refuse(refusal: Refusal, message = REFUSED): DispatchError {
     const { nextUs } = takeSlots(
@@ -119,6 +127,7 @@ export function createAuthenticate(deps: AuthenticationDeps): Authenticate {
       const forMs = Math.min(REMEMBER_MS, record.expiresInMs ?? REMEMBER_MS);
       remembered.set(keyId, { record, untilMs: startedAt + forMs });
       deps.noteUse(keyId);
+      noteGood(token);
     }
     return principal;
   }
@@ -133,21 +142,27 @@ export function createAuthenticate(deps: AuthenticationDeps): Authenticate {
     }
     const isAdmin = timingSafeEqual(keyId === undefined ? sha256(token) : hashApiKey(token), adminHash);
     const wasAdmin = (adminAddresses.get(address) ?? 0) > deps.now();
-    if (!isAdmin || !wasAdmin) assertNotThrottled(address);
+    if (!(isAdmin && wasAdmin) && !isGood(token)) assertNotThrottled(address);
     if (isAdmin) {
       if (adminAddresses.size >= MAX_ADDRESSES) adminAddresses.clear();
-      adminAddresses.set(address, deps.now() + ADMIN_REMEMBERED_MS);
+      adminAddresses.set(address, deps.now() + GOOD_MS);
       return PLATFORM_PRINCIPAL;
     }
     if (keyId !== undefined) return lookUp(token, keyId, address);
     if (deps.verifyJwt === undefined || !isJwt(token)) {
       throw refuse({ tenantId: PLATFORM, actor: 'unknown', address, reason: 'unknown_key' });
     }
-    return deps.verifyJwt(token).catch((error) => {
-      const isTheirs = error instanceof DispatchError && error.code === 'UNAUTHENTICATED';
-      if (!isTheirs) throw error;
-      throw refuse({ tenantId: PLATFORM, actor: 'unknown', address, reason: 'invalid_jwt' }, error.message);
-    });
+    return deps.verifyJwt(token).then(
+      (principal) => {
+        noteGood(token);
+        return principal;
+      },
+      (error) => {
+        const isTheirs = error instanceof DispatchError && error.code === 'UNAUTHENTICATED';
+        if (!isTheirs) throw error;
+        throw refuse({ tenantId: PLATFORM, actor: 'unknown', address, reason: 'invalid_jwt' }, error.message);
+      },
+    );
   };
 }
 
@@ -166,6 +181,8 @@ function bearerToken(authorization: string | undefined): string {
 export function unauthenticated(message: string): DispatchError {
   return new DispatchError('UNAUTHENTICATED', message, { reason: 'UNAUTHENTICATED' });
 }
+
+const digestOf = (token: string) => sha256(token).toString('base64');
 
 function sha256(text: string): Buffer {
   return createHash('sha256').update(text).digest();

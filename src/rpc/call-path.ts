@@ -13,7 +13,7 @@ import { type Change, PLATFORM } from '../domain/audit.ts';
 import { DispatchError } from '../domain/errors.ts';
 import { parseTenantId, type TenantId } from '../domain/ids.ts';
 import { accessOf, type Scope } from './access.ts';
-import type { Authenticate, Principal } from './authentication.ts';
+import { type Authenticate, type Principal, unauthenticated } from './authentication.ts';
 import { shownError } from './errors.ts';
 
 /** What a handler knows of its caller. */
@@ -94,6 +94,9 @@ export type CallPathDeps = {
   /** Monotonic, in ms. */
   readonly now: () => number;
 };
+
+/** How often the credential of a stream is looked at. */
+const RECHECK_MS = 4_000;
 
 export type CallPath = ReturnType<typeof createCallPath>;
 
@@ -182,18 +185,43 @@ export function createCallPath(deps: CallPathDeps) {
       }
     },
 
-    /** Opens a stream. Rejects as unary() does; call the result's `closed` when the stream has ended. */
+    /**
+     * Opens a stream. Rejects as unary() does; call the result's `closed` when the stream has ended. While messages
+     * come the caller's credential is looked at again and again: `fail` is called when it is not good any more.
+     */
     async stream(
       method: DescMethod,
       handler: StreamHandler,
       call: TransportCall,
       write: (answer: MessageInitShape<DescMessage>) => void,
+      fail: (error: DispatchError) => void,
     ) {
       const startedAt = deps.now();
       try {
-        const context = contextOf(method, call, await principalOf(call), '');
+        const principal = await principalOf(call);
+        const context = contextOf(method, call, principal, '');
+        const running = handler(context, write);
+        let checkedAt = startedAt;
+        const check = async () => {
+          try {
+            const again = await principalOf(call);
+            const same = again.role === principal.role && again.tenantId === principal.tenantId;
+            if (!same) fail(unauthenticated('the credential of this stream is another’s now'));
+          } catch (error) {
+            const shown = shownError(error, deps.unavailable);
+            // That it cannot be looked at now is not the caller's fault: the next message tries again.
+            if (shown.code === 'UNAUTHENTICATED') fail(shown);
+          }
+        };
         return {
-          ...handler(context, write),
+          ...running,
+          message: (request: MessageShape<DescMessage>) => {
+            if (deps.now() - checkedAt > RECHECK_MS) {
+              checkedAt = deps.now();
+              void check();
+            }
+            running.message(request);
+          },
           closed: (error: DispatchError | undefined) => end(method, startedAt, error, ''),
         };
       } catch (error) {

@@ -21,7 +21,7 @@ import {
   type HandlerContext,
 } from '@connectrpc/connect';
 import { compressionBrotli, compressionGzip, connectNodeAdapter } from '@connectrpc/connect-node';
-import { DispatchError } from '../domain/errors.ts';
+import { DispatchError, type ErrorCode } from '../domain/errors.ts';
 import type { BoundService, CallPath, StreamHandler, TransportCall, UnaryHandler } from './call-path.ts';
 import { describeDecodeErrors } from './connect-errors.ts';
 import { CODE_NUMBER, detailsOf } from './errors.ts';
@@ -153,6 +153,13 @@ function callersFault(compression: typeof compressionGzip): typeof compressionGz
   };
 }
 
+/** HTTP statuses of what authentication can answer, as the Connect protocol has them. */
+const HTTP_STATUS: Readonly<Partial<Record<ErrorCode, number>>> = {
+  UNAUTHENTICATED: 401,
+  RESOURCE_EXHAUSTED: 429,
+  UNAVAILABLE: 503,
+};
+
 /** Answers a caller that is not known in the form of its protocol, without reading what it sent. */
 function refuse(request: Request, response: Response, known: DispatchError | undefined): void {
   const error = known ?? new DispatchError('UNAVAILABLE', 'keys cannot be checked now; try again');
@@ -167,7 +174,7 @@ function refuse(request: Request, response: Response, known: DispatchError | und
     return;
   }
   const close = request.httpVersionMajor === 1 ? { connection: 'close' } : {};
-  response.writeHead(known === undefined ? 503 : known.code === 'UNAUTHENTICATED' ? 401 : 429, {
+  response.writeHead(HTTP_STATUS[error.code] ?? 503, {
     'content-type': 'application/json',
     ...close,
   });
@@ -277,18 +284,24 @@ function bidirectional(method: DescMethod, handler: StreamHandler, path: CallPat
       });
     };
     let stream: Awaited<ReturnType<CallPath['stream']>>;
+    let ended = false;
+    let failure: unknown;
     try {
-      stream = await path.stream(method, handler, transportCall(context), (answer) => {
+      const onAnswer = (answer: MessageInitShape<DescMessage>) => {
         answers.push(answer);
+        signal();
+      };
+      stream = await path.stream(method, handler, transportCall(context), onAnswer, (error) => {
+        failure ??= error;
+        ended = true;
         signal();
       });
     } catch (error) {
       throw toConnectError(error);
     }
-    let ended = false;
-    let failure: unknown;
     const reading = (async () => {
       for await (const request of requests) {
+        if (ended) return;
         stream.message(request);
         while (stream.outstanding() + answers.length >= STREAM_FULL) await changed;
       }
@@ -301,13 +314,17 @@ function bidirectional(method: DescMethod, handler: StreamHandler, path: CallPat
         ended = true;
         signal();
       });
-    while (!ended || answers.length > 0) {
+    while (!ended || (answers.length > 0 && !(failure instanceof DispatchError))) {
       const answer = answers.shift();
       if (answer === undefined) await changed;
       else {
         yield create(method.output, answer);
         signal();
       }
+    }
+    if (failure instanceof DispatchError) {
+      stream.closed(failure);
+      throw toConnectError(failure);
     }
     await reading;
     const shown =

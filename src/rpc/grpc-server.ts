@@ -208,17 +208,21 @@ function bidirectional(
     call.pause();
     let paused = false;
     let over = false;
-    const opened = path.stream(method, handler, transportCall(call), (answer) => {
-      if (over) return;
-      call.write(answer);
-      if (paused) maybeResume();
-    });
     let maybeResume = () => {};
     const fail = (error: DispatchError) => {
       if (over) return;
       over = true;
       call.emit('error', statusOf(error));
     };
+    const onAnswer = (answer: MessageInitShape<DescMessage>) => {
+      if (over) return;
+      call.write(answer);
+      if (paused) maybeResume();
+    };
+    const opened = path.stream(method, handler, transportCall(call), onAnswer, (error) => {
+      void opened.then((stream) => stream.closed(error));
+      fail(error);
+    });
     opened.then((stream) => {
       maybeResume = () => {
         // What is answered and not yet read by the client counts too: it must not pile up here.
@@ -227,6 +231,7 @@ function bidirectional(
         call.resume();
       };
       call.on('data', (request: Undecoded) => {
+        if (over) return;
         try {
           stream.message(request());
         } catch (error) {

@@ -168,6 +168,7 @@ export function createSubscriptionService(deps: SubscriptionServiceDeps) {
       checkSettings(settings, ALL_FIELDS, judge, wrong);
       const credentials = toCredentials(input, ALL_FIELDS, judge, wrong);
       checkTlsUrl(settings.url, credentials, wrong);
+      checkOneAuthorization(settings.headers, credentials, wrong);
       const hasV1 = settings.signatureSchemes.includes('v1');
       wrong.check(request.secret === '' || hasV1, 'secret', 'may be given for SIGNATURE_SCHEME_V1 only');
       wrong.throwIfAny();
@@ -230,6 +231,7 @@ export function createSubscriptionService(deps: SubscriptionServiceDeps) {
         const after = mergeCredentials(credentialsOf(before), credentials, fields);
         checkSettings(settings, fields, judge, wrong);
         checkTlsUrl(settings.url, after, wrong);
+        checkOneAuthorization(settings.headers, after, wrong);
         wrong.throwIfAny();
         const added = settings.signatureSchemes.filter((scheme) => !before.signatureSchemes.includes(scheme));
         made = added.map((scheme) => makeSecret(tenantId, id, scheme, ''));
@@ -240,7 +242,7 @@ export function createSubscriptionService(deps: SubscriptionServiceDeps) {
           secrets: made.map((m) => m.stored),
         };
       };
-      const detail = { fields: (request.updateMask?.paths ?? []).join(',') };
+      const detail = { fields: [...fields].join(',') };
       const audited = db.audited(context.change('subscription.update', id, detail));
       const updated = await updateSubscription(audited, tenantId, id, version, change);
       changed(tenantId);
@@ -316,6 +318,17 @@ export function createSubscriptionService(deps: SubscriptionServiceDeps) {
 function checkTenant(input: WireSubscription, tenantId: TenantId, wrong: Violations): void {
   const ok = input.tenantId === '' || input.tenantId === tenantId;
   wrong.check(ok, 'subscription.tenant_id', 'must be empty or the tenant of the request');
+}
+
+/** One authorization header, and not two that endpoints choose from. */
+function checkOneAuthorization(
+  headers: Readonly<Record<string, string>>,
+  { auth }: EndpointCredentials,
+  wrong: Violations,
+): void {
+  const given = Object.keys(headers).find((name) => name.toLowerCase() === 'authorization');
+  const ok = auth === undefined || given === undefined;
+  wrong.check(ok, `subscription.headers[${given}]`, 'cannot be set beside subscription.auth');
 }
 
 function checkTlsUrl(url: string, { tls }: EndpointCredentials, wrong: Violations): void {

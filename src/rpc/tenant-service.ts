@@ -117,7 +117,9 @@ export function createTenantService(deps: TenantServiceDeps) {
       const wrong = new Violations();
       checkSettings(input, wrong);
       wrong.throwIfAny();
-      const audited = db.audited(context.change('tenant.update', tenantId, { fields: paths.join(',') }));
+      const audited = db.audited(
+        context.change('tenant.update', tenantId, { fields: [...new Set(paths)].join(',') }),
+      );
       const tenant = await updateTenant(audited, tenantId, (before) => ({
         displayName: paths.includes('display_name') ? input.displayName : before.displayName,
         metadata: paths.includes('metadata') ? input.metadata : before.metadata,

@@ -1,7 +1,7 @@
 // API keys. Table: api_keys. Looked up at authentication as dispatch_engine, by id alone; else as dispatch_tenant.
 import { z } from 'zod';
 import { PLATFORM } from '../domain/audit.ts';
-import { notFound } from '../domain/errors.ts';
+import { DispatchError, notFound } from '../domain/errors.ts';
 import { idFromUuid, type KeyId, type TenantId, uuidOf } from '../domain/ids.ts';
 import type { Page } from '../domain/page.ts';
 import { type KeyRole, ROLES } from '../domain/roles.ts';
@@ -33,6 +33,9 @@ function toApiKey(row: z.infer<typeof keyRow>): ApiKey {
     lastUsedAtMs: row.last_used_at ?? undefined,
   };
 }
+
+/** Most keys of one tenant that are neither revoked nor expired. */
+const MAX_LIVE_KEYS = 100;
 
 /** What authentication needs of a key. */
 export type KeyRecord = {
@@ -98,6 +101,13 @@ export async function createApiKey(
       ? sql.fragment`(VALUES (${PLATFORM})) AS platform (tenant_id)`
       : sql.fragment`tenants WHERE tenant_id = ${tenantId} AND state <> 'deleting'`;
   return db.inTenant(tenantId, async (tx) => {
+    const live = await tx.oneFirst(sql.type(z.object({ count: z.number() }))`
+      SELECT count(*) AS count FROM api_keys
+      WHERE tenant_id = ${tenantId} AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())`);
+    if (live >= MAX_LIVE_KEYS) {
+      const message = `${live} keys are live, which is the most; revoke one first`;
+      throw new DispatchError('RESOURCE_EXHAUSTED', message, { reason: 'TOO_MANY_KEYS' });
+    }
     const row = await tx.maybeOne(sql.type(keyRow)`
       INSERT INTO api_keys (tenant_id, id, hash, display_name, expires_at, role)
       SELECT tenant_id, ${uuidOf(key.keyId)}::uuid, ${sql.binary(key.hash)}, ${key.displayName}, ${expiry}, ${key.role}

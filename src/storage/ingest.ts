@@ -38,6 +38,10 @@ export type IngestBatch = {
   readonly leaseMs: number;
   /** Where usage is counted: no two commits that run at once have the same. */
   readonly slot: number;
+  /** Events that other commits may have under way when a quota is looked at. */
+  readonly margin: number;
+  /** A tenant is so far from the end of its quotas that they need not be looked at for a second. */
+  readonly onFar: (tenantId: TenantId, version: number) => void;
 };
 
 /** A tenant of a batch. */
@@ -102,6 +106,12 @@ async function store(
   const name = `ingest${limited ? '-limited' : ''}${keyed.length === 0 ? '' : '-keyed'}`;
   const { rows } = await pool.query<Row>({ name, text: statement(limited, keyed.length > 0), values });
   const results = await keyedResults(pool, batch, keyed, rows);
+  if (limited) {
+    for (const row of rows) {
+      const tenant = row.is_far ? batch.tenants.get(row.tenant_id as TenantId) : undefined;
+      if (tenant !== undefined) batch.onFar(row.tenant_id as TenantId, tenant.version);
+    }
+  }
   const near = new Set(rows.filter((row) => row.near).map((row) => row.tenant_id));
   if (near.size === 0) return results;
   return results.map((result, i) => (near.has(batch.events[i]!.event.tenantId) ? { kind: 'near' } : result));
@@ -162,8 +172,15 @@ async function readLeft(
 
 const isCounted = (tenant: IngestTenant) => tenant.eventsPerDay > 0 || tenant.eventsPerMonth > 0;
 
-type Row = { readonly tenant_id: string; readonly taken: string | null; readonly near: boolean };
+type Row = {
+  readonly tenant_id: string;
+  readonly taken: string | null;
+  readonly near: boolean;
+  readonly is_far: boolean;
+};
 
+/** More than all instances together can store in a second: so far from its end a quota is looked at once a second. */
+const FAR = 5_000_000;
 const DAY = "date_trunc('day', now(), 'UTC')";
 const MONTH = "date_trunc('month', now(), 'UTC')";
 
@@ -180,7 +197,9 @@ const KNOWN_AND_FAR = `current AS MATERIALIZED (
       AS k (tenant_id, version, events, per_day, per_month)
     JOIN tenants t ON t.tenant_id = k.tenant_id AND t.config_version = k.version AND t.state = 'active'),
   known AS MATERIALIZED (
-    SELECT c.tenant_id FROM current c
+    SELECT c.tenant_id, (c.per_day = 0 OR u.day + ${FAR} <= c.per_day)
+      AND (c.per_month = 0 OR u.month + ${FAR} <= c.per_month) AS is_far
+    FROM current c
     LEFT JOIN LATERAL (
       SELECT coalesce(sum(u.events) FILTER (WHERE u.hour >= ${DAY}), 0) AS day, coalesce(sum(u.events), 0) AS month
       FROM usage u WHERE u.tenant_id = c.tenant_id AND u.hour >= ${MONTH} AND (c.per_day > 0 OR c.per_month > 0)) u
@@ -247,16 +266,13 @@ const keyedParts = (first: number) => `wanted AS MATERIALIZED (
 function statement(limited: boolean, keyed: boolean): string {
   const known = limited ? KNOWN_AND_FAR : KNOWN;
   const parts = keyed ? keyedParts(limited ? 27 : 24) : UNKEYED;
-  const answer = 'SELECT tenant_id, NULL AS taken, false AS near FROM known';
+  const answer = `SELECT tenant_id, NULL AS taken, false AS near, ${limited ? 'is_far' : 'false AS is_far'} FROM known`;
   const near = limited
-    ? ` UNION ALL SELECT tenant_id, NULL, true FROM (SELECT tenant_id FROM current EXCEPT SELECT tenant_id FROM known) n`
+    ? ` UNION ALL SELECT tenant_id, NULL, true, false FROM (SELECT tenant_id FROM current EXCEPT SELECT tenant_id FROM known) n`
     : '';
-  const taken = keyed ? ' UNION ALL SELECT tenant_id, event_id::text, false FROM taken' : '';
+  const taken = keyed ? ' UNION ALL SELECT tenant_id, event_id::text, false, false FROM taken' : '';
   return `WITH ${known}, ${parts} ${answer}${near}${taken}`;
 }
-
-/** Events that other commits may have under way when a quota is looked at: 3 lanes of 500 on 32 instances. */
-const MARGIN = 3 * 500 * 32;
 
 function tenantColumns(batch: IngestBatch): Buffer[] {
   const versions = [...batch.tenants.values()].map((t) => t.version);
@@ -285,7 +301,7 @@ function limitColumns(batch: IngestBatch): (Buffer | number)[] {
   return [
     int8Array(tenants.map((t) => t.eventsPerDay)),
     int8Array(tenants.map((t) => t.eventsPerMonth)),
-    MARGIN,
+    batch.margin,
   ];
 }
 

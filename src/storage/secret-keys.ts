@@ -20,48 +20,71 @@ const CHUNK = 200;
 const sealedRow = z.object({
   tenant_id: z.string(),
   subscription_id: z.string(),
-  id: z.string().nullable(),
+  id: z.string(),
   master_key_id: z.string(),
   sealed: z.instanceof(Buffer),
 });
 
+const START = {
+  tenantId: '',
+  subscriptionId: '00000000-0000-0000-0000-000000000000',
+  id: '00000000-0000-0000-0000-000000000000',
+};
+
+const SEALED = [
+  { table: 'subscription_secrets', column: 'secret', key: sql.fragment`id` },
+  { table: 'subscription_credentials', column: 'credentials', key: sql.fragment`subscription_id` },
+] as const;
+
 /**
- * Seals a chunk of what lies under other master keys anew under the first one. What is left to do is what the tables
- * say, so a run that was cut short goes on by itself; a row that changed meanwhile is left for the next run. Returns
- * how many rows were sealed anew.
+ * Makes the step that seals a chunk of what lies under other master keys anew under the first one, and returns how many
+ * rows it sealed. What is left to do is what the tables say, so a run that was cut short goes on by itself; a row that
+ * changed meanwhile, or that does not open (`onError` hears of it), is left for the next run.
  */
-export async function rewrapSecrets(
+export function createRewrap(
   db: Pick<Database, 'many'>,
   masterKeys: MasterKeys,
   randomBytes: (size: number) => Buffer,
-): Promise<number> {
-  const first = masterKeys[0];
-  if (first === undefined) return 0;
-  const known = sql.array(
-    masterKeys.slice(1).map((k) => k.id),
-    'text',
-  );
-  let count = 0;
-  for (const [table, column, key] of [
-    ['subscription_secrets', 'secret', sql.fragment`id`],
-    ['subscription_credentials', 'credentials', sql.fragment`NULL::uuid`],
-  ] as const) {
-    const name = sql.identifier([table]);
-    const rows = await db.many.any(sql.type(sealedRow)`
-      SELECT tenant_id, subscription_id, ${key} AS id, master_key_id, sealed FROM ${name}
-      WHERE master_key_id = ANY(${known}) LIMIT ${CHUNK}`);
-    for (const row of rows) {
-      const { tenant_id: tenantId, subscription_id: uuid, id } = row;
-      const context = { tenantId, resourceId: idFromUuid('sub', uuid), column };
-      const plain = unseal(masterKeys, context, { masterKeyId: row.master_key_id, bytes: row.sealed });
-      const sealed = seal(masterKeys, context, plain, randomBytes(12));
-      const which = id === null ? sql.fragment`true` : sql.fragment`id = ${id}`;
-      const result = await db.many.query(sql.typeAlias('void')`
-        UPDATE ${name} SET sealed = ${sql.binary(sealed.bytes)}, master_key_id = ${sealed.masterKeyId}
-        WHERE tenant_id = ${tenantId} AND subscription_id = ${uuid} AND ${which}
-          AND sealed = ${sql.binary(row.sealed)}`);
-      count += result.rowCount;
-    }
+  onError: (error: unknown) => void,
+): () => Promise<number> {
+  const known = masterKeys.slice(1).map((k) => k.id);
+  let table = 0;
+  let after = START;
+
+  async function reseal(row: z.infer<typeof sealedRow>): Promise<number> {
+    const { table: name, column, key } = SEALED[table]!;
+    const context = { tenantId: row.tenant_id, resourceId: idFromUuid('sub', row.subscription_id), column };
+    const plain = unseal(masterKeys, context, { masterKeyId: row.master_key_id, bytes: row.sealed });
+    const sealed = seal(masterKeys, context, plain, randomBytes(12));
+    const result = await db.many.query(sql.typeAlias('void')`
+      UPDATE ${sql.identifier([name])} SET sealed = ${sql.binary(sealed.bytes)}, master_key_id = ${sealed.masterKeyId}
+      WHERE tenant_id = ${row.tenant_id} AND subscription_id = ${row.subscription_id} AND ${key} = ${row.id}
+        AND sealed = ${sql.binary(row.sealed)}`);
+    return result.rowCount;
   }
-  return count;
+
+  return async () => {
+    if (known.length === 0) return 0;
+    for (; table < SEALED.length; table++, after = START) {
+      const { table: name, key } = SEALED[table]!;
+      const rows = await db.many.any(sql.type(sealedRow)`
+        SELECT tenant_id, subscription_id, ${key} AS id, master_key_id, sealed FROM ${sql.identifier([name])}
+        WHERE (tenant_id, subscription_id, ${key}) > (${after.tenantId}, ${after.subscriptionId}::uuid, ${after.id}::uuid)
+          AND master_key_id = ANY(${sql.array(known, 'text')})
+        ORDER BY tenant_id, subscription_id, ${key} LIMIT ${CHUNK}`);
+      let count = 0;
+      for (const row of rows) {
+        after = { tenantId: row.tenant_id, subscriptionId: row.subscription_id, id: row.id };
+        try {
+          count += await reseal(row);
+        } catch (error) {
+          onError(error);
+        }
+      }
+      if (count > 0) return count;
+    }
+    table = 0;
+    after = START;
+    return 0;
+  };
 }

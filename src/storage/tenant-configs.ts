@@ -41,8 +41,8 @@ export type Target = {
   readonly tlsId: string;
   /** The breaker's last transition; times on the monotonic clock. Undefined: it never opened. */
   readonly breaker: TargetBreaker | undefined;
-  /** The tenant may not have http endpoints, and this one is. */
-  readonly isPlainHttp: boolean;
+  /** Whether the tenant may have http endpoints and token URLs. */
+  readonly allowHttp: boolean;
 };
 
 export type TargetBreaker = {
@@ -246,7 +246,7 @@ function toTarget(
 ): Target {
   const subscriptionId = idFromUuid('sub', row.id ?? '') as SubscriptionId;
   const context = { tenantId, resourceId: subscriptionId, column: 'secret' };
-  const { origin, pathname, search, protocol } = new URL(row.url ?? '');
+  const { origin, pathname, search } = new URL(row.url ?? '');
   const sealed = { masterKeyId: row.credentials_key_id ?? '', bytes: row.credentials ?? Buffer.alloc(0) };
   const credentials =
     row.credentials === null ? NO_CREDENTIALS : openCredentials(masterKeys, tenantId, subscriptionId, sealed);
@@ -272,7 +272,7 @@ function toTarget(
     credentials,
     tlsId: credentials.tls === undefined ? '' : tlsIdOf(subscriptionId, credentials.tls),
     breaker: row.breaker === null ? undefined : targetBreaker(row.breaker, nowMs),
-    isPlainHttp: protocol === 'http:' && !quota.allowHttpEndpoints,
+    allowHttp: quota.allowHttpEndpoints,
   };
 }
 

@@ -71,6 +71,13 @@ export async function foldUsage(db: Pick<Database, 'many'>): Promise<number> {
   return result.rowCount;
 }
 
+/** Forgets usage of over 13 months ago. Returns the rows removed. */
+export async function pruneUsage(db: Pick<Database, 'many'>): Promise<number> {
+  const result = await db.many.query(sql.typeAlias('void')`
+    DELETE FROM usage WHERE hour < now() - interval '400 days'`);
+  return result.rowCount;
+}
+
 /** How many deliveries of a tenant are not finished; counts no further than `upTo`. */
 export async function countBacklog(
   db: Pick<Database, 'many'>,

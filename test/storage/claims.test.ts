@@ -81,7 +81,15 @@ async function store(
   const tenantOf = ({ event: { tenantId } }: IngestEvent) =>
     [tenantId, { version: versions[tenantId] ?? 1, eventsPerDay: 0, eventsPerMonth: 0 }] as const;
   const tenants = new Map(events.map(tenantOf));
-  const batch: IngestBatch = { tenants, events, lease, leaseMs: LEASE_MS, slot: 1 };
+  const batch: IngestBatch = {
+    tenants,
+    events,
+    lease,
+    leaseMs: LEASE_MS,
+    slot: 1,
+    margin: 0,
+    onFar: () => {},
+  };
   return ingest(db.engine, batch);
 }
 
