@@ -9,7 +9,8 @@ export type Ports = { readonly httpPort: number | undefined; readonly grpcPort: 
 export function quickStart(config: Config, installed: Installed, ports: Ports): string {
   if (ports.httpPort === undefined) return `dispatch is ready (${[...config.roles].join(', ')})\n`;
   const host = config.host === '0.0.0.0' || config.host === '::' ? '127.0.0.1' : config.host;
-  const url = `http://${host.includes(':') ? `[${host}]` : host}:${ports.httpPort}`;
+  const scheme = config.tls === undefined ? 'http' : 'https';
+  const url = `${scheme}://${host.includes(':') ? `[${host}]` : host}:${ports.httpPort}`;
   const call = (method: string, body: object) =>
     `  curl -sS ${url}/dispatch.v1.${method} -H "authorization: Bearer $KEY" -H 'content-type: application/json' \\\n` +
     `    -d '${JSON.stringify(body)}'`;

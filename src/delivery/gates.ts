@@ -36,14 +36,16 @@ type Paced = { readonly pacer: Pacer; usedAtMs: number };
 export type Gates = ReturnType<typeof createGates>;
 
 export function createGates(deps: GatesDeps) {
-  const pacers = new Map<string, Paced>();
+  const ofSubscriptions = new Map<SubscriptionId, Paced>();
+  const ofTenants = new Map<TenantId, Paced>();
   const timers = new Set<NodeJS.Timeout>();
   const sweeper = setInterval(sweep, SWEEP_MS);
   sweeper.unref();
 
   function sweep(): void {
     const before = deps.now() - SWEEP_MS;
-    for (const [key, paced] of pacers) if (paced.usedAtMs < before) pacers.delete(key);
+    for (const [id, paced] of ofSubscriptions) if (paced.usedAtMs < before) ofSubscriptions.delete(id);
+    for (const [id, paced] of ofTenants) if (paced.usedAtMs < before) ofTenants.delete(id);
     deps.breakers.sweep();
   }
 
@@ -55,9 +57,8 @@ export function createGates(deps: GatesDeps) {
     return target.maxPerSecond === undefined ? ramp : Math.min(ramp, target.maxPerSecond);
   }
 
-  function pacerOf(tenantId: TenantId, subscriptionId: SubscriptionId | undefined): Pacer {
-    const key = `${tenantId}/${subscriptionId ?? ''}`;
-    let paced = pacers.get(key);
+  function pacerOf(tenantId: TenantId, subscriptionId: SubscriptionId | undefined, nowMs: number): Pacer {
+    let paced = subscriptionId === undefined ? ofTenants.get(tenantId) : ofSubscriptions.get(subscriptionId);
     if (paced === undefined) {
       const specOf = (nowMs: number): BucketSpec => {
         const config = deps.peek(tenantId);
@@ -70,11 +71,21 @@ export function createGates(deps: GatesDeps) {
       const take = (spec: BucketSpec, want: number) =>
         deps.store.take({ tenantId, kind: 'deliver', subscriptionId }, spec, want);
       const pacer = createPacer(take, specOf, deps.now, () => deps.onRelease(tenantId, subscriptionId));
-      paced = { pacer, usedAtMs: deps.now() };
-      pacers.set(key, paced);
+      paced = { pacer, usedAtMs: nowMs };
+      if (subscriptionId === undefined) ofTenants.set(tenantId, paced);
+      else ofSubscriptions.set(subscriptionId, paced);
     }
-    paced.usedAtMs = deps.now();
+    paced.usedAtMs = nowMs;
     return paced.pacer;
+  }
+
+  /** Whether another may go under this worker's part of a cap. */
+  function room(cap: number, inFlight: number, tenantId: TenantId): 'room' | 'full' | 'drop' {
+    const standing = deps.standing();
+    if (standing.isSettled && inFlight < Math.floor(cap / standing.count)) return 'room';
+    const mine = shareOfCap(cap, standing, tenantId);
+    if (mine === 0) return 'drop';
+    return inFlight < mine ? 'room' : 'full';
   }
 
   /** A hold that ends by itself; one without an end is ended by its pacer. */
@@ -139,18 +150,16 @@ export function createGates(deps: GatesDeps) {
       if (breaker === 'probe') return 'go';
       const { maxInFlight, deliveriesPerSecond } = config.quota;
       if (target.maxInFlight !== undefined) {
-        const mine = shareOfCap(target.maxInFlight, deps.standing(), tenantId);
-        if (mine === 0) return 'drop';
-        if (inFlight.queue >= mine) return 'full';
+        const answer = room(target.maxInFlight, inFlight.queue, tenantId);
+        if (answer !== 'room') return answer;
       }
       if (maxInFlight > 0) {
-        const mine = shareOfCap(maxInFlight, deps.standing(), tenantId);
-        if (mine === 0) return 'drop';
-        if (inFlight.tenant >= mine) return 'tenant-full';
+        const answer = room(maxInFlight, inFlight.tenant, tenantId);
+        if (answer !== 'room') return answer === 'full' ? 'tenant-full' : answer;
       }
       const nowMs = deps.now();
-      const own = rateOf(target, nowMs) === undefined ? undefined : pacerOf(tenantId, subscriptionId);
-      const ofTenant = deliveriesPerSecond === 0 ? undefined : pacerOf(tenantId, undefined);
+      const own = rateOf(target, nowMs) === undefined ? undefined : pacerOf(tenantId, subscriptionId, nowMs);
+      const ofTenant = deliveriesPerSecond === 0 ? undefined : pacerOf(tenantId, undefined, nowMs);
       const ownWait = own?.waitMs(nowMs, depth) ?? 0;
       const tenantWait = ofTenant?.waitMs(nowMs, depth) ?? 0; // both are asked at once
       if (ownWait > 0) return hold('queue', ownWait, tenantId, subscriptionId);
@@ -184,11 +193,13 @@ export function createGates(deps: GatesDeps) {
       if (rate !== undefined) cap = ahead(rate);
       const { maxInFlight, deliveriesPerSecond } = config.quota;
       if (deliveriesPerSecond > 0) cap = Math.min(cap, ahead(deliveriesPerSecond));
-      if (target.maxInFlight !== undefined) {
-        cap = Math.min(cap, 4 * shareOfCap(target.maxInFlight, deps.standing(), config.tenantId));
-      }
-      if (maxInFlight > 0) {
-        cap = Math.min(cap, 4 * shareOfCap(maxInFlight, deps.standing(), config.tenantId));
+      const limits = [target.maxInFlight ?? 0, maxInFlight];
+      for (const limit of limits) {
+        // Where there is plenty, the part is not worked out to the last one.
+        const plenty = isSettled ? Math.floor(limit / count) : 0;
+        if (limit > 0 && plenty * 4 < cap) {
+          cap = Math.min(cap, 4 * shareOfCap(limit, deps.standing(), config.tenantId));
+        }
       }
       return cap;
     },

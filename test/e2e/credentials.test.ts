@@ -1,6 +1,7 @@
 // Who may call: roles, expiry, JWTs, the throttle, the audit log. And how dispatch shows itself to endpoints: both
 // signature schemes, credentials, mTLS, and secrets that move to a new master key under load.
 import { createHmac, createPublicKey, randomBytes, verify } from 'node:crypto';
+import { readFileSync } from 'node:fs';
 import { createServer, type IncomingMessage } from 'node:http';
 import { createServer as createHttpsServer } from 'node:https';
 import type { AddressInfo } from 'node:net';
@@ -14,7 +15,7 @@ import { EventService } from '../../gen/dispatch/v1/event_service_pb.ts';
 import { PublishService } from '../../gen/dispatch/v1/publish_service_pb.ts';
 import { SignatureScheme, SubscriptionService } from '../../gen/dispatch/v1/subscription_service_pb.ts';
 import { Role, TenantService } from '../../gen/dispatch/v1/tenant_service_pb.ts';
-import type { KeyRole } from '../../src/domain/roles.ts';
+import { type KeyRole, ROLES } from '../../src/domain/roles.ts';
 import { ACCESS } from '../../src/rpc/access.ts';
 import { openDatabase } from '../../src/storage/database.ts';
 import { createRewrap } from '../../src/storage/secret-keys.ts';
@@ -62,6 +63,21 @@ describe('the table of RPC × role', () => {
       );
     }
     expect(Object.keys(ACCESS).sort()).toEqual(services.map((s) => s.typeName).sort());
+  });
+
+  test('is what docs/roles.md shows', () => {
+    const page = readFileSync(new URL('../../docs/roles.md', import.meta.url), 'utf8');
+    const shown = [...page.matchAll(/^\| (\w+)\.(\w+) \|(.*)\|$/gm)].map(([, service, method, cells]) => {
+      const may = (cells ?? '').split('|').map((cell) => cell.trim() === 'yes');
+      return [`${service}.${method}`, ROLES.filter((_, i) => may[i])];
+    });
+    const table = Object.entries(ACCESS).flatMap(([service, methods]) =>
+      Object.entries(methods).map(([method, { roles }]) => [
+        `${service.split('.').pop()}.${method}`,
+        ROLES.filter((role) => roles.includes(role)),
+      ]),
+    );
+    expect(shown).toEqual(table);
   });
 
   test('is what every RPC does for every role, with a key of the tenant', async () => {

@@ -205,6 +205,46 @@ describe('a tenant over its quota is refused, with the quota, its limit and what
   });
 });
 
+describe('near the end of a quota of events', () => {
+  test('every publish is answered: with more deliveries than a commit holds, and while the configuration changes', async () => {
+    const { clients } = await tenantWith({ eventsPerDay: 3_000n });
+    const subscription = { url: receiver.url, eventTypes: ['**'] };
+    for (let i = 0; i < 21; i++) {
+      const made = await clients.subscriptions.createSubscription({ subscription });
+      const { subscriptionId } = made.subscription!;
+      await clients.subscriptions.pauseSubscription({ subscriptionId });
+    }
+    // 500 events × 21 subscriptions are more than one commit takes: some are put back.
+    const batch = () => clients.publish.publishBatch({ events: Array.from({ length: 500 }, () => event()) });
+    const changes = (async () => {
+      for (let i = 0; i < 20; i++) {
+        await clients.subscriptions.createSubscription({
+          subscription: { ...subscription, eventTypes: ['no'] },
+        });
+      }
+    })();
+    const answers = await Promise.all([
+      batch(),
+      batch(),
+      batch(),
+      batch(),
+      batch(),
+      batch(),
+      batch(),
+      batch(),
+    ]);
+    await changes;
+    const results = answers.flatMap((a) => a.results);
+    expect(results).toHaveLength(4_000);
+    const stored = results.filter((r) => r.result.case === 'ok').length;
+    const refusedNow = results.filter((r) => r.result.case === 'error');
+    expect(stored).toBe(3_000);
+    for (const { result } of refusedNow) expect(result.value).toMatchObject({ quota: 'events_per_day' });
+    expect((await clients.tenants.getUsage({})).eventsToday).toBe(3_000n);
+    await clients.publish.publish({ event: event({ idempotencyKey: 'x' }) }).catch(() => {}); // answered, not hanging
+  });
+});
+
 describe('SetQuota', () => {
   test('says what is wrong with each field at once, and changes nothing then', async () => {
     const { tenantId } = await tenantWith({ eventsPerDay: 7n });
