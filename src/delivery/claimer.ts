@@ -2,7 +2,13 @@
 // is room; a walk over all queues finds the others at least once a second, whatever hints were lost.
 import type { ClaimedDelivery } from '../domain/delivery.ts';
 import type { SubscriptionId, TenantId } from '../domain/ids.ts';
-import type { Claimed, QueueHead, QueueKey, WalkPosition } from '../storage/claims.ts';
+import {
+  type Claimed,
+  MAX_CLAIM as MAX_CLAIM_OF_ALL,
+  type QueueHead,
+  type QueueKey,
+  type WalkPosition,
+} from '../storage/claims.ts';
 
 export type ClaimerDeps = {
   readonly walk: (from: WalkPosition, limit: number) => Promise<readonly QueueHead[]>;
@@ -42,9 +48,8 @@ export type Claimer = {
 const WALK_EVERY_MS = 1_000;
 const PAGE = 500;
 const MAX_PAGES = 20;
-/** Of one queue, and of all queues together: a claim reads all the bodies it brings. */
+/** Of one queue; a claim reads all the bodies it brings. */
 const MAX_CLAIM = 200;
-const MAX_CLAIM_OF_ALL = 400;
 const RESUME_MS = 5;
 
 export function createClaimer(deps: ClaimerDeps): Claimer {

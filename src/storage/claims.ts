@@ -85,7 +85,13 @@ export type Claimed = {
 };
 
 /**
- * Leases up to `room` due deliveries of each queue for `leaseMs`, oldest due first, and reads their events. Rows that
+ * Most deliveries of one claim. Also tells the planner how few rows to look up by key: without it, it took a tenth of the
+ * queue and joined by hash, 40 ms beside a backlog of 100,000 where 0.3 ms do.
+ */
+export const MAX_CLAIM = 400;
+
+/**
+ * Leases up to `room` (at most MAX_CLAIM in all) due deliveries of each queue for `leaseMs`, oldest due first, and reads their events. Rows that
  * another worker is claiming are passed over. `lease` is 16 fresh random bytes; `nowMs` is this process's monotonic
  * clock from before the call, so that the local end of the lease is never later than the database's.
  */
@@ -103,7 +109,7 @@ export async function claim(
         CROSS JOIN LATERAL (
           SELECT d.tenant_id, d.id, d.run_at FROM deliveries d
           WHERE d.tenant_id = q.tenant_id AND d.subscription_id = q.subscription_id AND d.run_at <= now()
-          ORDER BY d.run_at, d.id LIMIT q.room FOR UPDATE SKIP LOCKED) p)
+          ORDER BY d.run_at, d.id LIMIT q.room FOR UPDATE SKIP LOCKED) p LIMIT ${MAX_CLAIM})
       UPDATE deliveries d SET run_at = now() + $4::interval, lease = $5::uuid
       FROM picked p WHERE d.tenant_id = p.tenant_id AND d.id = p.id
       RETURNING d.tenant_id, d.id, d.subscription_id, d.attempt_count, d.retry_base,

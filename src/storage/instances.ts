@@ -31,7 +31,7 @@ export async function beat(
     alive AS (
       SELECT id, roles, started_at FROM instances WHERE expires_at > now() AND id <> ${id}
       UNION ALL SELECT id, roles, started_at FROM mine)
-    SELECT id, roles, started_at > now() - interval '11 s' AS is_new FROM alive ORDER BY id`);
+    SELECT id, roles, started_at > now() - interval '9.5 s' AS is_new FROM alive ORDER BY id`);
   const standing = (role: Role): Standing => {
     const others = rows.filter((r) => r.id !== id && r.roles.includes(role));
     const isSettled = others.length === 0 || rows.every((r) => r.id !== id || !r.is_new);

@@ -319,3 +319,30 @@ describe('records', () => {
     expect([await count('deliveries'), await count('attempts')]).toEqual([0, 1]);
   });
 });
+
+test('a claim looks rows up by key, however long the queue beside it is', async () => {
+  const [big, small] = [newSubscription(), newSubscription()];
+  await database.owner.query(
+    `INSERT INTO deliveries (tenant_id, id, subscription_id, run_at)
+     SELECT $1, gen_random_uuid(), $2, now() FROM generate_series(1, 50000)`,
+    [a, big],
+  );
+  await store([event(a, [small])]);
+  await database.owner.query('ANALYZE deliveries');
+  let plan = '';
+  const explained = {
+    query: async (query: { name: string; text: string; values: unknown[] }) => {
+      if (query.name === 'claim') {
+        const { rows } = await db.engine.query(`EXPLAIN ${query.text}`, query.values);
+        plan = rows.map((row) => row['QUERY PLAN']).join('\n');
+      }
+      return db.engine.query(query);
+    },
+  };
+  const queue = { tenantId: a, subscriptionId: encodeId('sub', small) as SubscriptionId, room: 5 };
+  const pool = explained as unknown as typeof db.engine;
+  const claimed = await claim(pool, [queue], randomBytes(16), LEASE_MS, performance.now());
+  expect(claimed.deliveries).toHaveLength(1);
+  expect(plan).toContain('Update on deliveries');
+  expect(plan).not.toMatch(/Hash Join|Seq Scan/);
+});
