@@ -5,13 +5,22 @@ import { mkdir, writeFile } from 'node:fs/promises';
 import { cpus } from 'node:os';
 import { parseArgs } from 'node:util';
 import { endToEnd } from './scenarios/end-to-end.ts';
+import { fairness } from './scenarios/fairness.ts';
 import { idleLatency } from './scenarios/idle-latency.ts';
 import { ingestBatch, ingestJson, ingestUnary } from './scenarios/ingest.ts';
 import { limits } from './scenarios/limits.ts';
 import type { Measured, Scenario } from './scenarios/scenario.ts';
 import { startDatabase } from './support/processes.ts';
 
-const SCENARIOS: readonly Scenario[] = [ingestBatch, ingestUnary, ingestJson, endToEnd, limits, idleLatency];
+const SCENARIOS: readonly Scenario[] = [
+  ingestBatch,
+  ingestUnary,
+  ingestJson,
+  endToEnd,
+  limits,
+  idleLatency,
+  fairness,
+];
 
 const { values } = parseArgs({
   options: {

@@ -1,12 +1,21 @@
 // The composition root: every long-lived thing is built here once, from configuration, and disposed of in reverse.
 import { randomBytes, randomUUID } from 'node:crypto';
 import type { Config } from './config.ts';
+import { createDeadLetterReports } from './delivery/dead-letter-reports.ts';
 import { createGates } from './delivery/gates.ts';
+import { createHealth } from './delivery/health.ts';
 import { createRecorder } from './delivery/recorder.ts';
 import { createTestDelivery } from './delivery/test-delivery.ts';
 import { createWorker, type Worker } from './delivery/worker.ts';
 import { ITSELF, PLATFORM } from './domain/audit.ts';
-import { createIdSource, type IdSource, type SubscriptionId, type TenantId } from './domain/ids.ts';
+import {
+  createIdSource,
+  encodeId,
+  type IdSource,
+  type SubscriptionId,
+  type TenantId,
+  uuidOf,
+} from './domain/ids.ts';
 import { type Authorizer, createAuthorizer } from './egress/authorization.ts';
 import { createConnect } from './egress/connector.ts';
 import { createFetcher, type Fetcher } from './egress/fetcher.ts';
@@ -17,11 +26,17 @@ import { createBreakers } from './limits/breakers.ts';
 import { createPublishRate } from './limits/publish-rate.ts';
 import { connectRedis } from './limits/redis-client.ts';
 import { createSharedLimits, type SharedLimits } from './limits/shared-limits.ts';
+import { createEndpointTasks } from './maintenance/endpoints.ts';
 import { createHistoryTasks } from './maintenance/history.ts';
 import { createMaintenance, type Maintenance } from './maintenance/maintenance.ts';
 import { createPurgeTasks } from './maintenance/purge.ts';
 import { createAdmission } from './publishing/admission.ts';
-import { createGroupCommit, type GroupCommit, MAX_UNDER_WAY } from './publishing/group-commit.ts';
+import { createGroupCommit, type GroupCommit, LANES, MAX_UNDER_WAY } from './publishing/group-commit.ts';
+import {
+  createOperationalEvents,
+  isOperational,
+  type OperationalEvents,
+} from './publishing/operational-events.ts';
 import { runReplaysOnce } from './publishing/replay.ts';
 import { createAuthenticate } from './rpc/authentication.ts';
 import { createCallPath } from './rpc/call-path.ts';
@@ -37,15 +52,24 @@ import { createTenantService } from './rpc/tenant-service.ts';
 import { findKey, noteKeyUse } from './storage/api-keys.ts';
 import { pruneAudit, writeAudit } from './storage/audit.ts';
 import { writeBreaker } from './storage/breakers.ts';
-import { claim, positionAfter, WALK_START, walkQueues } from './storage/claims.ts';
+import {
+  claim,
+  claimLeftovers,
+  claimLines,
+  positionAfter,
+  type QueueKey,
+  WALK_START,
+  walkQueues,
+} from './storage/claims.ts';
 import { asOwner, type Database, databaseUnavailable, openDatabase } from './storage/database.ts';
-import { runningReplays, stepReplay } from './storage/dead-letters.ts';
+import * as health from './storage/health.ts';
 import { ingest, ingestNearLimit } from './storage/ingest.ts';
 import { beat, HEARTBEAT_MS, leave, type Standings } from './storage/instances.ts';
 import { stopLeading, tryLead } from './storage/leaders.ts';
 import { dropHistory, ensurePartitions } from './storage/partitions.ts';
 import * as purges from './storage/purges.ts';
 import { writeRecords } from './storage/records.ts';
+import { type Replay, runningReplays, stepReplay } from './storage/replays.ts';
 import { assertMasterKeys, createRewrap } from './storage/secret-keys.ts';
 import { setSubscriptionState } from './storage/subscriptions.ts';
 import { createTenantConfigs, type Target, type TenantConfigs } from './storage/tenant-configs.ts';
@@ -127,8 +151,20 @@ export async function startInstance(ready: Ready): Promise<Instance> {
       configs.forget(tenantId);
       notifier.changed(tenantId);
     };
-    const all: Shared = { ...base, changed };
-    const worker = roles.has('worker') ? startWorker(all) : undefined;
+    const operational = stack.use(await startOperationalEvents(base));
+    const test = createTestDelivery({
+      reload: configs.reload,
+      send: sender.send,
+      authorization: authorizationOf(egress),
+      mayBeSent: (target) => schemeAllowed(egress, target, target.origin),
+      ids,
+      randomBytes,
+      userAgent: `dispatch/${ready.version}`,
+      now: Date.now,
+      monotonic,
+    });
+    const all: Shared = { ...base, changed, operational, test };
+    const worker = roles.has('worker') ? startWorker(all, stack) : undefined;
     if (worker !== undefined) stack.defer(() => worker.stop(config.shutdownGraceMs));
     const maintenance = roles.has('maintenance') ? startMaintenance(all, worker) : undefined;
     if (maintenance !== undefined) stack.defer(maintenance.stop);
@@ -156,7 +192,7 @@ export async function startInstance(ready: Ready): Promise<Instance> {
   }
 }
 
-type Shared = Ready & {
+type Base = Ready & {
   readonly db: Database;
   readonly configs: TenantConfigs;
   readonly notifier: Notifier;
@@ -168,8 +204,13 @@ type Shared = Ready & {
   readonly limits: SharedLimits;
   readonly egress: Egress;
   readonly ids: IdSource;
+};
+
+type Shared = Base & {
   /** Tells every instance, this one at once, that a tenant or its subscriptions changed. */
   readonly changed: (tenantId: TenantId) => void;
+  readonly operational: OperationalEvents;
+  readonly test: ReturnType<typeof createTestDelivery>;
 };
 
 /** Everything that goes out to addresses that tenants or configuration name. */
@@ -241,9 +282,50 @@ const authorizationOf = (egress: Egress) => (target: Target) => {
   return egress.authorizer.of(target.subscriptionId, auth);
 };
 
-function startWorker(shared: Shared): Worker {
+/** dispatch's own events: they are stored as any, wherever this process's roles come upon what they tell. */
+async function startOperationalEvents(base: Base): Promise<OperationalEvents> {
+  const { db, configs, notifier, ids, log } = base;
+  return createOperationalEvents({
+    reload: configs.reload,
+    get: configs.get,
+    ingest: (batch) => ingest(db.engine, batch),
+    ids,
+    randomBytes,
+    slot: (await takeUsageSlot(db)) * LANES,
+    ready: (queues) => notifier.ready(queues),
+    onError: (error, { tenantId, type }) =>
+      log.error(error, 'an event of our own was dropped', { tenantId, type }),
+  });
+}
+
+/** Disables a subscription because of its endpoint, and tells its tenant. */
+async function disableSubscription(shared: Shared, queue: QueueKey, reason: string): Promise<void> {
+  const { tenantId, subscriptionId } = queue;
+  const change = { ...ITSELF, action: 'subscription.disable', resource: subscriptionId, detail: { reason } };
+  const audited = shared.db.audited(change);
+  const { changed } = await setSubscriptionState(audited, tenantId, subscriptionId, 'disabled', reason);
+  shared.changed(tenantId);
+  if (!changed) return;
+  const data = { subscriptionId, reason };
+  shared.operational.emit({ tenantId, type: 'dispatch.subscription.disabled', about: subscriptionId, data });
+}
+
+function startWorker(shared: Shared, stack: AsyncDisposableStack): Worker {
   let worker: Worker | undefined;
-  const { config, db, configs, log, metrics, monotonic, limits, egress } = shared;
+  const { config, db, configs, log, metrics, monotonic, limits, egress, operational } = shared;
+  const endpoints = stack.use(
+    createHealth({
+      write: (succeeded, failing) => health.writeHealth(db, succeeded, failing),
+      now: monotonic,
+      onError: (error) => log.warn({ error: String(error) }, 'the health of endpoints was not written'),
+    }),
+  );
+  const deadLetters = stack.use(
+    createDeadLetterReports(({ tenantId, subscriptionId, ...counts }) => {
+      const data = { subscriptionId, ...counts };
+      operational.emit({ tenantId, type: 'dispatch.delivery.dead_lettered', about: subscriptionId, data });
+    }),
+  );
   const breakers = createBreakers({
     store: limits,
     holder: shared.instanceId,
@@ -258,6 +340,10 @@ function startWorker(shared: Shared): Worker {
         () => shared.changed(tenantId),
         (error) => log.error(error, 'a breaker’s state could not be written'),
       );
+      if (reason === 'probe_failed') return; // it was open before
+      const type = phase === 'open' ? 'dispatch.breaker.opened' : 'dispatch.breaker.closed';
+      const data = { subscriptionId, ...(phase === 'open' ? { reason, openForMs } : {}) };
+      operational.emit({ tenantId, type, about: subscriptionId, data });
     },
     onReady: (tenantId, subscriptionId) => worker?.poke([{ tenantId, subscriptionId }]),
     onError: (error) => log.error(error, 'a breaker failed'),
@@ -274,7 +360,8 @@ function startWorker(shared: Shared): Worker {
     onError: (error) => log.error(error, 'a limit failed'),
   });
   const recorder = createRecorder({
-    write: (records) => writeRecords(db.engine, records),
+    write: (records, isConfirmed) => writeRecords(db.engine, records, isConfirmed),
+    uuidOf: (bytes) => uuidOf(encodeId('dlv', bytes)),
     leaseMs: config.leaseMs,
     isPassing: (error) => databaseUnavailable(error) !== undefined,
     onWritten: () => worker?.recorded(),
@@ -289,6 +376,10 @@ function startWorker(shared: Shared): Worker {
     positionAfter,
     walkStart: WALK_START,
     claim: (queues) => claim(db.engine, queues, randomBytes(16), config.leaseMs, monotonic()),
+    claimLines: (queue, which) =>
+      claimLines(db.engine, queue, which, randomBytes(16), config.leaseMs, monotonic()),
+    claimLeftovers: (queue, room) =>
+      claimLeftovers(db.engine, queue, room, randomBytes(16), config.leaseMs, monotonic()),
     configs,
     send: egress.sender.send,
     recorder,
@@ -298,15 +389,12 @@ function startWorker(shared: Shared): Worker {
       if (credentials.auth !== undefined) egress.authorizer.refused(subscriptionId, credentials.auth);
     },
     mayBeSent: (target) => schemeAllowed(egress, target, target.origin),
-    disable: async (tenantId, subscriptionId, reason) => {
-      const change = {
-        ...ITSELF,
-        action: 'subscription.disable',
-        resource: subscriptionId,
-        detail: { reason },
-      };
-      await setSubscriptionState(db.audited(change), tenantId, subscriptionId, 'disabled', reason);
-      shared.changed(tenantId);
+    disable: (tenantId, subscriptionId, reason) =>
+      disableSubscription(shared, { tenantId, subscriptionId }, reason),
+    onResult: (delivery, verdict) => {
+      const { tenantId, subscriptionId, event } = delivery;
+      endpoints.report(tenantId, subscriptionId, verdict.kind === 'succeeded');
+      if (verdict.kind === 'dead' && !isOperational(event.type)) deadLetters.add(delivery, verdict.reason);
     },
     maxInFlight: config.maxInFlight,
     leaseMs: config.leaseMs,
@@ -334,9 +422,13 @@ function startWorker(shared: Shared): Worker {
 const LEADER = 'maintenance';
 
 function startMaintenance(shared: Shared, worker: Worker | undefined): Maintenance {
-  const { config, db, log, metrics } = shared;
+  const { config, db, log, metrics, notifier, operational, test } = shared;
   const holder = randomUUID();
   const readyAny = () => worker?.poke(undefined);
+  const queueReady = (queue: QueueKey) => {
+    worker?.poke([queue]);
+    notifier.ready([queue]);
+  };
   return createMaintenance({
     tryLead: (ttlMs) => tryLead(db, LEADER, holder, ttlMs),
     stopLeading: () => stopLeading(db, LEADER, holder),
@@ -344,9 +436,33 @@ function startMaintenance(shared: Shared, worker: Worker | undefined): Maintenan
       runReplaysOnce({
         running: () => runningReplays(db),
         step: (r) => stepReplay(db, r),
+        onFinished: (replay) => tellReplay(shared, replay),
         onError: (error) => log.error(error, 'a replay failed; it will be tried again'),
         readyAny,
       }),
+    endpoints: createEndpointTasks({
+      tasks: () => health.healthTasks(db, config.defaultPolicy),
+      disable: (queue, reason) => disableSubscription(shared, queue, reason),
+      noteProbe: (queue) => health.noteProbe(db, queue, config.defaultPolicy),
+      probe: async ({ tenantId, subscriptionId }) => {
+        const payload = Buffer.from('{"type":"dispatch.probe"}');
+        return (await test.test(tenantId, subscriptionId, { type: 'dispatch.probe', payload })).succeeded;
+      },
+      enable: async (queue) => {
+        const { tenantId, subscriptionId } = queue;
+        const detail = { reason: 'a probe succeeded' };
+        const change = { ...ITSELF, action: 'subscription.enable', resource: subscriptionId, detail };
+        await setSubscriptionState(db.audited(change), tenantId, subscriptionId, 'active', '');
+        shared.changed(tenantId);
+        queueReady(queue);
+        const data = { subscriptionId, ...detail };
+        operational.emit({ tenantId, type: 'dispatch.subscription.enabled', about: subscriptionId, data });
+      },
+      takeAlerts: () => health.takeQuotaAlerts(db, config.defaultQuota),
+      onAlert: ({ tenantId, ...data }) =>
+        operational.emit({ tenantId, type: 'dispatch.quota.threshold', about: undefined, data }),
+      onError: (error) => log.error(error, 'an endpoint could not be looked after'),
+    }),
     purge: createPurgeTasks({
       deletedSubscriptions: () => purges.deletedSubscriptions(db),
       purgeSubscription: (tenantId, uuid) => purges.purgeSubscription(db, tenantId, uuid),
@@ -366,6 +482,8 @@ function startMaintenance(shared: Shared, worker: Worker | undefined): Maintenan
       ),
       pruneAudit: () => pruneAudit(db.ownerUrl, config.auditDays),
       pruneUsage: () => pruneUsage(db),
+      expireDeadLetters: () => health.expireDeadLetters(db, config.defaultPolicy),
+      pruneAlerts: () => health.pruneQuotaAlerts(db),
     }),
     history: createHistoryTasks({
       makePartitions: () => asOwner(db.ownerUrl, ensurePartitions),
@@ -383,6 +501,14 @@ function startMaintenance(shared: Shared, worker: Worker | undefined): Maintenan
     },
     onError: (error, task) => log.error(error, 'maintenance failed; it will be tried again', { task }),
   });
+}
+
+/** Tells a tenant that a replay job is over. */
+function tellReplay({ operational }: Shared, replay: Replay): void {
+  const { tenantId, replayId, state, replayedCount, totalCount, what } = replay;
+  const ofEvents = what.kind === 'events' ? { subscriptionId: what.subscriptionId } : {};
+  const data = { replayId, state, kind: what.kind, replayedCount, totalCount, ...ofEvents };
+  operational.emit({ tenantId, type: 'dispatch.replay.finished', about: undefined, data });
 }
 
 async function startGroupCommit(shared: Shared, worker: Worker | undefined): Promise<GroupCommit> {
@@ -440,18 +566,8 @@ async function startApi(
     );
   });
   stack.defer(refusals.flush);
-  const test = createTestDelivery({
-    reload: shared.configs.reload,
-    send: egress.sender.send,
-    authorization: authorizationOf(egress),
-    mayBeSent: (target) => schemeAllowed(egress, target, target.origin),
-    ids,
-    userAgent: `dispatch/${shared.version}`,
-    now: Date.now,
-    monotonic,
-  });
-  const { masterKeys } = shared;
-  const { defaultQuota, historyDays } = config;
+  const { masterKeys, test } = shared;
+  const { defaultQuota, defaultPolicy, historyDays } = config;
   const services = [
     createPublishService({ groupCommit, now: Date.now, onOutcome: metrics.published }),
     createSubscriptionService({
@@ -464,9 +580,11 @@ async function startApi(
       now: Date.now,
       changed,
       ready,
-      test,
+      test: test.test,
+      verify: test.verify,
+      defaultPolicy,
     }),
-    createEventService({ db, ready }),
+    createEventService({ db, ids, ready, changed }),
     createDeadLetterService({ db, ids, ready, changed }),
     createTenantService({ db, ids, randomBytes, defaultQuota, historyDays, now: Date.now, changed }),
   ];

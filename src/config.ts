@@ -3,6 +3,7 @@
 import { BlockList, isIP } from 'node:net';
 import { resolve } from 'node:path';
 import { z } from 'zod';
+import { DEFAULT_POLICY, POLICY_FIELDS, policyProblem, type TenantPolicy } from './domain/policy.ts';
 import { DEFAULT_QUOTA, QUOTA_FIELDS, type Quota, quotaProblem } from './domain/quota.ts';
 import type { MasterKeys } from './domain/sealing.ts';
 
@@ -64,6 +65,8 @@ export type Config = {
   readonly redis: RedisTarget | undefined;
   /** What a tenant may use unless SetQuota says otherwise. */
   readonly defaultQuota: Quota;
+  /** What tenants without a policy of their own have. */
+  readonly defaultPolicy: TenantPolicy;
   readonly jwtIssuers: readonly JwtIssuer[];
   /** Undefined: the servers speak plain text. */
   readonly tls: TlsFiles | undefined;
@@ -114,6 +117,7 @@ const KNOWN = [
   'DISPATCH_DNS_SERVERS',
   'DISPATCH_REDIS_URL',
   'DISPATCH_DEFAULT_QUOTA',
+  'DISPATCH_DEFAULT_POLICY',
   'DISPATCH_JWT_ISSUERS',
   'DISPATCH_TLS_CERT_FILE',
   'DISPATCH_TLS_KEY_FILE',
@@ -175,6 +179,7 @@ export function parseConfig(env: Env, cwd: string): ConfigResult {
     dnsServers: parseDnsServers(text('DISPATCH_DNS_SERVERS'), problems),
     redis: parseRedisUrl(text('DISPATCH_REDIS_URL'), problems),
     defaultQuota: parseDefaultQuota(text('DISPATCH_DEFAULT_QUOTA'), problems),
+    defaultPolicy: parseDefaultPolicy(text('DISPATCH_DEFAULT_POLICY'), problems),
     jwtIssuers: parseJwtIssuers(text('DISPATCH_JWT_ISSUERS'), problems),
     tls: parseTls(text, cwd, problems),
     maxConnections: integer('DISPATCH_MAX_CONNECTIONS', 10_000, 1, 1_000_000),
@@ -352,6 +357,23 @@ function parseDefaultQuota(value: string | undefined, problems: string[]): Quota
     if (problem !== undefined) problems.push(`${name}: ${field} ${problem}`);
   }
   return { ...DEFAULT_QUOTA, ...(given as Partial<Quota>) };
+}
+
+/** JSON with fields of TenantPolicy, e.g. {"requireVerification": true}; over DEFAULT_POLICY. Durations in ms. */
+function parseDefaultPolicy(value: string | undefined, problems: string[]): TenantPolicy {
+  if (value === undefined) return DEFAULT_POLICY;
+  const name = 'DISPATCH_DEFAULT_POLICY';
+  const given = parseJson(name, value, z.record(z.string(), z.unknown()), problems);
+  if (given === undefined) return DEFAULT_POLICY;
+  for (const [field, own] of Object.entries(given)) {
+    const known = POLICY_FIELDS.find((f) => f === field);
+    const problem =
+      known === undefined
+        ? `is not part of a policy; there are ${POLICY_FIELDS.join(', ')}`
+        : policyProblem(known, own);
+    if (problem !== undefined) problems.push(`${name}: ${field} ${problem}`);
+  }
+  return { ...DEFAULT_POLICY, ...(given as Partial<TenantPolicy>) };
 }
 
 const ASYMMETRIC = [

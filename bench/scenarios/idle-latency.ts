@@ -1,8 +1,9 @@
 // Latency of a service that is otherwise idle: from just before Publish to the receiver having the whole request.
 import { PublishService } from '../../gen/dispatch/v1/publish_service_pb.ts';
 import { grpcCaller } from '../../test/support/clients.ts';
+import { latencies, percentiles } from '../support/latency.ts';
 import { BODY, TENANTS } from '../support/payload.ts';
-import { ADMIN_KEY, askSink, startChild, startProduct } from '../support/processes.ts';
+import { ADMIN_KEY, startChild, startProduct } from '../support/processes.ts';
 import { makeTenants } from '../support/setup.ts';
 import type { Scenario } from './scenario.ts';
 
@@ -38,24 +39,3 @@ export const idleLatency: Scenario = {
     };
   },
 };
-
-async function latencies(sinkPort: number, sentAt: Map<string, number>): Promise<number[]> {
-  const found: number[] = [];
-  while (sentAt.size > 0) {
-    for (const line of (await askSink(sinkPort, 'times')).split('\n')) {
-      const [id = '', at] = line.split(' ');
-      const sent = sentAt.get(id);
-      if (sent === undefined) continue;
-      sentAt.delete(id);
-      found.push(Number(at) - sent);
-    }
-    await new Promise((done) => setTimeout(done, 20));
-  }
-  return found.sort((a, b) => a - b);
-}
-
-function percentiles(sorted: readonly number[]): Record<string, number> {
-  const at = (share: number) =>
-    sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * share))] ?? Number.NaN;
-  return { p50: at(0.5), p99: at(0.99), max: at(1), count: sorted.length };
-}

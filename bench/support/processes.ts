@@ -72,7 +72,11 @@ export function freePort(): Promise<number> {
   });
 }
 
-export type Product = Child & { readonly httpPort: number; readonly grpcPort: number };
+export type Product = Child & {
+  readonly httpPort: number;
+  readonly grpcPort: number;
+  readonly databaseUrl: string;
+};
 
 /** `dispatch serve` on a fresh database of the server at `serverUrl`. */
 export async function startProduct(serverUrl: string, env: NodeJS.ProcessEnv = {}): Promise<Product> {
@@ -100,7 +104,7 @@ export async function startProduct(serverUrl: string, env: NodeJS.ProcessEnv = {
     },
     /(dispatch is ready)/,
   );
-  return { ...child, httpPort, grpcPort };
+  return { ...child, httpPort, grpcPort, databaseUrl: url.toString() };
 }
 
 /** Asks a sink for its count or its arrival times. */

@@ -1,18 +1,36 @@
 // Feeds the scheduler from the database: queues that are known to hold due deliveries are claimed from while there
-// is room; a walk over all queues finds the others at least once a second, whatever hints were lost.
+// is room, a tenant at a time and its queues in turn; a walk over all queues finds the others, whatever hints were lost.
 import type { ClaimedDelivery } from '../domain/delivery.ts';
 import type { SubscriptionId, TenantId } from '../domain/ids.ts';
 import {
   type Claimed,
+  type ClaimedLines,
   MAX_CLAIM as MAX_CLAIM_OF_ALL,
   type QueueHead,
   type QueueKey,
   type WalkPosition,
 } from '../storage/claims.ts';
+import { createTimetable } from './timetable.ts';
+
+/** How a queue may be claimed from now. */
+export type ClaimPlan = {
+  /**
+   * How many of its deliveries may wait here: 0 while it is paused, suspended or its breaker is open; 1 for a probe; a
+   * few for one that is limited.
+   */
+  readonly cap: number;
+  /** Of a queue with an order: how many of a line are taken at once; 0: it has none. */
+  readonly perLine: number;
+};
 
 export type ClaimerDeps = {
   readonly walk: (from: WalkPosition, limit: number) => Promise<readonly QueueHead[]>;
   readonly claim: (queues: readonly (QueueKey & { readonly room: number })[]) => Promise<Claimed>;
+  readonly claimLines: (
+    queue: QueueKey,
+    which: { readonly after: string; readonly room: number; readonly perLine: number },
+  ) => Promise<ClaimedLines>;
+  readonly claimLeftovers: (queue: QueueKey, room: number) => Promise<Claimed>;
   readonly positionAfter: (queue: QueueKey) => WalkPosition;
   readonly walkStart: WalkPosition;
   readonly room: (tenantId: TenantId, subscriptionId: SubscriptionId) => number;
@@ -21,14 +39,11 @@ export type ClaimerDeps = {
   readonly totalRoom: () => number;
   /** Room for fewer than this is not worth a claim. */
   readonly worthwhile: number;
-  /**
-   * How many deliveries of this queue may wait here: 0 while it is paused, suspended or its breaker is open; 1 for a
-   * probe; a few for one that is limited.
-   */
-  readonly waitingCap: (queue: QueueKey) => Promise<number>;
+  readonly planOf: (queue: QueueKey) => Promise<ClaimPlan>;
   /** A claim brought nothing of a queue. */
   readonly foundNothing: (queue: QueueKey) => void;
   readonly accept: (deliveries: readonly ClaimedDelivery[]) => void;
+  readonly acceptLines: (lines: readonly (readonly ClaimedDelivery[])[]) => void;
   readonly withoutEvent: (claims: Claimed['withoutEvent']) => void;
   /** Whether results can still be recorded: no claims while the database does not take them. */
   readonly mayClaim: () => boolean;
@@ -39,6 +54,8 @@ export type ClaimerDeps = {
 export type Claimer = {
   /** These queues have something due; undefined: some queue may have. */
   readonly poke: (queues: readonly QueueKey[] | undefined) => void;
+  /** A queue will have something due after a time. */
+  readonly later: (queue: QueueKey, dueInMs: number) => void;
   /** Room has come free: goes on with the queues that had more. */
   readonly resume: () => void;
   /** No more claims; resolves when the last one is in. */
@@ -46,17 +63,33 @@ export type Claimer = {
 };
 
 const WALK_EVERY_MS = 1_000;
+const MAX_WALK_EVERY_MS = 10_000;
+/** A walk may take this part of the time: with very many queues it comes less often, and hints carry on meanwhile. */
+const WALK_SHARE = 0.05;
 const PAGE = 500;
 const MAX_PAGES = 20;
 /** Of one queue; a claim reads all the bodies it brings. */
 const MAX_CLAIM = 200;
+/** Queues of one claim, and those that are looked at for it: each costs a descent of an index. */
+const MAX_QUEUES = 64;
+const MAX_LOOKS = 256;
 const RESUME_MS = 5;
+/** How often an ordered queue is looked through for what is in no line. */
+const LEFTOVERS_MS = 1_000;
+
+type Wanted = QueueKey & { readonly plan: ClaimPlan; readonly room: number };
+/** Where the claims of an ordered queue stand. */
+type LineState = { after: string; leftoversAtMs: number };
 
 export function createClaimer(deps: ClaimerDeps): Claimer {
-  /** Queues that held more than was claimed, or that somebody said are due. */
-  const due = new Map<string, QueueKey>();
+  const due = createDueQueues();
+  const later = createTimetable<QueueKey>(keyOf, (queues) => {
+    for (const queue of queues) due.add(queue);
+    start();
+  });
   /** Queues that somebody said are due since the last claim began. */
   const poked = new Set<string>();
+  const lineStates = new Map<string, LineState>();
   let position = deps.walkStart;
   let walkAt = 0;
   let stopped = false;
@@ -108,65 +141,102 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
         return;
       }
       poked.clear();
-      const claimed = await deps.claim(wanted);
-      const counts = new Map<string, number>();
-      for (const c of [...claimed.deliveries, ...claimed.withoutEvent]) {
-        const key = keyOf(c);
-        counts.set(key, (counts.get(key) ?? 0) + 1);
-      }
-      for (const queue of wanted) {
-        const key = keyOf(queue);
-        if (!counts.has(key)) deps.foundNothing(queue);
-        // A queue that was said to be due while it was claimed from may hold what the claim did not see.
-        if ((counts.get(key) ?? 0) < queue.room && !poked.has(key)) due.delete(key);
-      }
-      deps.accept(claimed.deliveries);
-      if (claimed.withoutEvent.length > 0) deps.withoutEvent(claimed.withoutEvent);
+      const plain = wanted.filter((queue) => queue.plan.perLine === 0);
+      const ordered = wanted.filter((queue) => queue.plan.perLine > 0);
+      await Promise.all([claimPlain(plain), ...ordered.map(claimOrdered)]);
     }
+  }
+
+  async function claimPlain(wanted: readonly Wanted[]): Promise<void> {
+    if (wanted.length === 0) return;
+    const claimed = await deps.claim(wanted);
+    const counts = new Map<string, number>();
+    for (const c of [...claimed.deliveries, ...claimed.withoutEvent]) {
+      const key = keyOf(c);
+      counts.set(key, (counts.get(key) ?? 0) + 1);
+    }
+    for (const queue of wanted) settle(queue, counts.get(keyOf(queue)) ?? 0);
+    deps.accept(claimed.deliveries);
+    if (claimed.withoutEvent.length > 0) deps.withoutEvent(claimed.withoutEvent);
+  }
+
+  async function claimOrdered(queue: Wanted): Promise<void> {
+    const key = keyOf(queue);
+    let state = lineStates.get(key);
+    if (state === undefined) {
+      if (lineStates.size >= 10_000) lineStates.clear();
+      state = { after: '', leftoversAtMs: 0 };
+      lineStates.set(key, state);
+    }
+    const { room, plan } = queue;
+    const claimed = await deps.claimLines(queue, { after: state.after, room, perLine: plan.perLine });
+    state.after = claimed.reached;
+    let count = claimed.deliveries.length + claimed.withoutEvent.length;
+    deps.acceptLines(claimed.lines);
+    if (claimed.withoutEvent.length > 0) deps.withoutEvent(claimed.withoutEvent);
+    if (count < room && performance.now() >= state.leftoversAtMs) {
+      state.leftoversAtMs = performance.now() + LEFTOVERS_MS;
+      const leftovers = await deps.claimLeftovers(queue, room - count);
+      count += leftovers.deliveries.length;
+      deps.accept(leftovers.deliveries);
+      if (leftovers.withoutEvent.length > 0) deps.withoutEvent(leftovers.withoutEvent);
+    }
+    if (claimed.dueInMs !== undefined) later.add(queue, claimed.dueInMs);
+    // There are lines that were not looked at yet, or that have more behind what was taken.
+    if (claimed.reached !== '' || (count > 0 && claimed.lines.some((line) => line.length >= plan.perLine)))
+      return;
+    settle(queue, count);
+  }
+
+  /** What a claim brought of a queue: less than there was room for means that there is no more. */
+  function settle(queue: Wanted, count: number): void {
+    const key = keyOf(queue);
+    if (count === 0) deps.foundNothing(queue);
+    // A queue that was said to be due while it was claimed from may hold what the claim did not see.
+    if (count < queue.room && !poked.has(key)) due.delete(queue);
   }
 
   /** Looks at every queue's head once, in pages; more pages than MAX_PAGES go on in the next walk. */
   async function walkAll(): Promise<void> {
+    const startedAt = performance.now();
     for (let page = 0; page < MAX_PAGES && !stopped; page++) {
       const heads = await deps.walk(position, PAGE);
       for (const head of heads) {
-        if (head.dueInMs <= 0) due.set(keyOf(head), head);
-        else walkAt = Math.min(walkAt, performance.now() + head.dueInMs + 1);
+        if (head.dueInMs <= 0) due.add(head);
+        else later.add(head, head.dueInMs);
       }
       const last = heads[heads.length - 1];
       if (heads.length < PAGE || last === undefined) {
         position = deps.walkStart;
-        return;
+        break;
       }
       position = deps.positionAfter(last);
     }
+    const tookMs = performance.now() - startedAt;
+    walkAt = startedAt + Math.min(Math.max(WALK_EVERY_MS, tookMs / WALK_SHARE), MAX_WALK_EVERY_MS);
   }
 
-  /** Due queues with room, the longest known first; those that are closed are forgotten until they are due again. */
-  async function nextQueues(): Promise<(QueueKey & { readonly room: number })[]> {
-    const wanted: (QueueKey & { readonly room: number })[] = [];
-    let left = Math.min(MAX_CLAIM_OF_ALL, deps.totalRoom());
-    for (const [key, queue] of due) {
-      if (left <= 0) break;
-      const cap = await deps.waitingCap(queue);
-      if (cap === 0) {
-        due.delete(key);
+  /** Due queues with room, of each tenant one after the other; those that are closed are forgotten until they are due again. */
+  async function nextQueues(): Promise<Wanted[]> {
+    const total = Math.min(MAX_CLAIM_OF_ALL, deps.totalRoom());
+    if (total <= 0) return [];
+    const found: Wanted[] = [];
+    const looks = Math.min(MAX_LOOKS, due.count());
+    for (let look = 0; look < looks && found.length < MAX_QUEUES; look++) {
+      const queue = due.next();
+      if (queue === undefined) break;
+      const plan = await deps.planOf(queue);
+      if (plan.cap === 0) {
+        due.delete(queue);
         continue;
       }
       const { tenantId, subscriptionId } = queue;
-      const free = cap - deps.waiting(tenantId, subscriptionId);
-      const room = Math.min(deps.room(tenantId, subscriptionId), free);
-      if (room < Math.min(deps.worthwhile, Math.ceil(cap / 4))) continue;
-      const share = Math.min(MAX_CLAIM, room, left);
-      wanted.push({ tenantId, subscriptionId, room: share });
-      left -= share;
+      const free = plan.cap - deps.waiting(tenantId, subscriptionId);
+      const room = Math.min(deps.room(tenantId, subscriptionId), free, MAX_CLAIM);
+      if (room < Math.min(deps.worthwhile, Math.ceil(plan.cap / 4))) continue;
+      found.push({ tenantId, subscriptionId, plan, room });
     }
-    // The first become the last: with more queues than fit in a claim, each has its turn.
-    for (const queue of wanted) {
-      due.delete(keyOf(queue));
-      due.set(keyOf(queue), queue);
-    }
-    return wanted;
+    return shareOut(found, total);
   }
 
   start();
@@ -174,24 +244,78 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
     poke(queues) {
       if (queues === undefined) walkAt = 0;
       for (const queue of queues ?? []) {
-        due.set(keyOf(queue), queue);
+        due.add(queue);
         poked.add(keyOf(queue));
       }
       start();
     },
+    later: later.add,
     resume() {
       // Right after a round that found nothing to claim, there is nothing to look at again for every delivery that
       // ends: a few milliseconds later is soon enough.
-      if (due.size > 0 && performance.now() - emptyAt >= RESUME_MS) start();
-      else if (due.size > 0 && running === undefined) startSoon();
+      if (due.count() > 0 && performance.now() - emptyAt >= RESUME_MS) start();
+      else if (due.count() > 0 && running === undefined) startSoon();
     },
     async stop() {
       stopped = true;
       clearTimeout(timer);
       clearTimeout(resumeTimer);
+      later.stop();
       await running;
     },
   };
 }
 
 const keyOf = (queue: QueueKey) => `${queue.tenantId}/${queue.subscriptionId}`;
+
+/** Shares `total` out over queues, as evenly as their rooms allow. */
+function shareOut(queues: readonly Wanted[], total: number): Wanted[] {
+  const byRoom = [...queues].sort((a, b) => a.room - b.room);
+  let left = total;
+  const shared: Wanted[] = [];
+  for (const [i, queue] of byRoom.entries()) {
+    const room = Math.min(queue.room, Math.ceil(left / (byRoom.length - i)));
+    if (room <= 0) continue;
+    left -= room;
+    shared.push({ ...queue, room });
+  }
+  return shared;
+}
+
+/** Queues that are due: next() goes round over the tenants, and over the queues of each. */
+function createDueQueues() {
+  const tenants = new Map<TenantId, Map<SubscriptionId, QueueKey>>();
+  let count = 0;
+  return {
+    count: () => count,
+    add({ tenantId, subscriptionId }: QueueKey): void {
+      let queues = tenants.get(tenantId);
+      if (queues === undefined) {
+        queues = new Map();
+        tenants.set(tenantId, queues);
+      }
+      if (queues.has(subscriptionId)) return;
+      queues.set(subscriptionId, { tenantId, subscriptionId });
+      count++;
+    },
+    delete({ tenantId, subscriptionId }: QueueKey): void {
+      const queues = tenants.get(tenantId);
+      if (queues?.delete(subscriptionId) !== true) return;
+      count--;
+      if (queues.size === 0) tenants.delete(tenantId);
+    },
+    next(): QueueKey | undefined {
+      for (const [tenantId, queues] of tenants) {
+        for (const [subscriptionId, queue] of queues) {
+          // The first become the last.
+          queues.delete(subscriptionId);
+          queues.set(subscriptionId, queue);
+          tenants.delete(tenantId);
+          tenants.set(tenantId, queues);
+          return queue;
+        }
+      }
+      return undefined;
+    },
+  };
+}

@@ -7,7 +7,7 @@ import { createPacer, type Pacer } from '../limits/pacer.ts';
 import type { LimitStore } from '../limits/store.ts';
 import type { Standing } from '../storage/instances.ts';
 import type { Target, TenantConfig } from '../storage/tenant-configs.ts';
-import type { Admission } from './scheduler.ts';
+import type { Admission, Waiting } from './scheduler.ts';
 
 export type GatesDeps = {
   readonly store: Pick<LimitStore, 'take'>;
@@ -139,7 +139,7 @@ export function createGates(deps: GatesDeps) {
       tenantId: TenantId,
       subscriptionId: SubscriptionId,
       inFlight: { readonly tenant: number; readonly queue: number },
-      depth: number,
+      waiting: Waiting,
     ): Admission {
       const config = deps.peek(tenantId);
       const target = config?.targets.get(subscriptionId);
@@ -158,6 +158,9 @@ export function createGates(deps: GatesDeps) {
         if (answer !== 'room') return answer === 'full' ? 'tenant-full' : answer;
       }
       const nowMs = deps.now();
+      const fillMs = fillsForMs(target, waiting, nowMs);
+      if (fillMs > 0) return hold('queue', fillMs, tenantId, subscriptionId);
+      const depth = Math.ceil(waiting.depth / (target.batch?.maxEvents ?? 1)); // requests, not deliveries
       const own = rateOf(target, nowMs) === undefined ? undefined : pacerOf(tenantId, subscriptionId, nowMs);
       const ofTenant = deliveriesPerSecond === 0 ? undefined : pacerOf(tenantId, undefined, nowMs);
       const ownWait = own?.waitMs(nowMs, depth) ?? 0;
@@ -190,15 +193,16 @@ export function createGates(deps: GatesDeps) {
       const mayPace = isSettled || deps.isShared();
       const ahead = (rate: number) => (mayPace ? Math.max(2, Math.ceil((rate * AHEAD_S) / count)) : 0);
       const rate = rateOf(target, deps.now());
-      if (rate !== undefined) cap = ahead(rate);
+      const perRequest = target.batch?.maxEvents ?? 1;
+      if (rate !== undefined) cap = ahead(rate) * perRequest;
       const { maxInFlight, deliveriesPerSecond } = config.quota;
-      if (deliveriesPerSecond > 0) cap = Math.min(cap, ahead(deliveriesPerSecond));
+      if (deliveriesPerSecond > 0) cap = Math.min(cap, ahead(deliveriesPerSecond) * perRequest);
       const limits = [target.maxInFlight ?? 0, maxInFlight];
       for (const limit of limits) {
         // Where there is plenty, the part is not worked out to the last one.
         const plenty = isSettled ? Math.floor(limit / count) : 0;
-        if (limit > 0 && plenty * 4 < cap) {
-          cap = Math.min(cap, 4 * shareOfCap(limit, deps.standing(), config.tenantId));
+        if (limit > 0 && plenty * 4 * perRequest < cap) {
+          cap = Math.min(cap, 4 * perRequest * shareOfCap(limit, deps.standing(), config.tenantId));
         }
       }
       return cap;
@@ -222,6 +226,12 @@ export function createGates(deps: GatesDeps) {
       timers.clear();
     },
   };
+}
+
+/** How long a queue waits for its next batch to fill, in ms; 0: it is full, has waited long enough, or has no batches. */
+function fillsForMs({ batch }: Target, { depth, bytes, sinceMs }: Waiting, nowMs: number): number {
+  if (batch === undefined || depth >= batch.maxEvents || bytes >= batch.maxBytes) return 0;
+  return Math.max(0, sinceMs + batch.maxWaitMs - nowMs);
 }
 
 /**

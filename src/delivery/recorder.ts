@@ -1,11 +1,12 @@
 // Records results in batches. A batch that the database did not take is tried again until its leases have run out;
 // then the deliveries are due again anyway, and the results are dropped (promise P2 holds, P3 lets receivers cope).
 import { setTimeout as wait } from 'node:timers/promises';
-import type { DeliveryRecord } from '../storage/records.ts';
+import type { DeliveryRecord, Written } from '../storage/records.ts';
 
 export type RecorderDeps = {
-  /** Writes a batch and returns how many rows were still under their lease. */
-  readonly write: (records: readonly DeliveryRecord[]) => Promise<number>;
+  /** Writes a batch; `isConfirmed`: says which rows were still under their lease, by uuid. */
+  readonly write: (records: readonly DeliveryRecord[], isConfirmed: boolean) => Promise<Written>;
+  readonly uuidOf: (idBytes: Buffer) => string;
   readonly leaseMs: number;
   /** Whether an error is the database's state, which passes, and not something in the batch. */
   readonly isPassing: (error: unknown) => boolean;
@@ -17,7 +18,11 @@ export type RecorderDeps = {
 
 /** Takes results. */
 export type Recorder = {
-  readonly add: (record: DeliveryRecord) => void;
+  /**
+   * `onWritten` hears whether the result was written under its lease: what waits for that (the next of a line) is not
+   * kept waiting for a full batch.
+   */
+  readonly add: (record: DeliveryRecord, onWritten?: (isWritten: boolean) => void) => void;
   /** Results that are not written yet. */
   readonly backlog: () => number;
   /** Writes everything that was added so far; resolves when it is written or dropped. */
@@ -28,10 +33,38 @@ const FULL_BATCH = 100;
 const MAX_BATCH = 500;
 /** A smaller batch waits this long for company. */
 const GATHER_MS = 5;
+/** The same for results that something waits for: what ends in one turn of the event loop, about. */
+const GATHER_CONFIRMED_MS = 1;
 const MAX_WRITES = 2;
 
+type Entry = {
+  readonly record: DeliveryRecord;
+  readonly onWritten: ((isWritten: boolean) => void) | undefined;
+};
+type Lane = {
+  readonly add: (entry: Entry) => void;
+  readonly backlog: () => number;
+  flush: () => Promise<void>;
+};
+
 export function createRecorder(deps: RecorderDeps): Recorder {
-  let pending: DeliveryRecord[] = [];
+  const plain = createLane(deps, false);
+  const confirmed = createLane(deps, true);
+  return {
+    add(record, onWritten) {
+      (onWritten === undefined ? plain : confirmed).add({ record, onWritten });
+    },
+    backlog: () => plain.backlog() + confirmed.backlog(),
+    async flush() {
+      // What is confirmed may add more: it goes first.
+      await confirmed.flush();
+      await plain.flush();
+    },
+  };
+}
+
+function createLane(deps: RecorderDeps, isConfirmed: boolean): Lane {
+  let pending: Entry[] = [];
   let writing = 0;
   let unwritten = 0;
   let timer: NodeJS.Timeout | undefined;
@@ -55,19 +88,24 @@ export function createRecorder(deps: RecorderDeps): Recorder {
       });
     }
     if (pending.length > 0 && writing < MAX_WRITES && timer === undefined) {
-      timer = setTimeout(() => {
-        timer = undefined;
-        pump(true);
-      }, GATHER_MS);
+      timer = setTimeout(
+        () => {
+          timer = undefined;
+          pump(true);
+        },
+        isConfirmed ? GATHER_CONFIRMED_MS : GATHER_MS,
+      );
     }
   }
 
-  async function write(batch: readonly DeliveryRecord[]): Promise<void> {
+  async function write(batch: readonly Entry[]): Promise<void> {
     const giveUpAt = performance.now() + deps.leaseMs;
+    const records = batch.map((entry) => entry.record);
     for (let delayMs = 50; ; delayMs = Math.min(delayMs * 2, 2_000)) {
       try {
-        const written = await deps.write(batch);
-        if (written < batch.length) deps.onLeaseLost(batch.length - written);
+        const written = await deps.write(records, isConfirmed);
+        if (written.count < batch.length) deps.onLeaseLost(batch.length - written.count);
+        for (const { record, onWritten } of batch) onWritten?.(written.ids.has(deps.uuidOf(record.idBytes)));
         return;
       } catch (error) {
         if (!deps.isPassing(error) && batch.length > 1) {
@@ -79,6 +117,7 @@ export function createRecorder(deps: RecorderDeps): Recorder {
         deps.onError(error);
         if (!deps.isPassing(error) || performance.now() + delayMs > giveUpAt) {
           deps.onLeaseLost(batch.length);
+          for (const { onWritten } of batch) onWritten?.(false);
           return;
         }
         await wait(delayMs);
@@ -87,8 +126,8 @@ export function createRecorder(deps: RecorderDeps): Recorder {
   }
 
   return {
-    add(record) {
-      pending.push(record);
+    add(entry) {
+      pending.push(entry);
       unwritten++;
       pump(false);
     },

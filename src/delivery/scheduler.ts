@@ -1,6 +1,11 @@
-// Which delivery goes next: round robin over tenants, then over each tenant's subscriptions, under caps on what is in
-// flight. In memory and pure; every operation is O(1). A tenant or subscription that is at its cap or has nothing
-// waiting is in no ring, so it costs nothing.
+// Which delivery goes next: deficit round robin over tenants by their weights, then round robin over each tenant's
+// subscriptions, under caps on what is in flight. In memory, without a clock of its own; every operation is O(1). A tenant
+// or subscription that is at its cap or has nothing waiting is in no ring, so it costs nothing.
+//
+// Shares. What is limited in all (requests in flight, places in memory) is not cut into fixed parts: a tenant may have
+// as much as half of what the others leave. One that takes all it can gets a half, two a third each, n get n ÷ (n + 1)
+// together, and something is always left for those that come with little. The same rule again holds within a tenant,
+// over its subscriptions. So endpoints that hang hold their share of the pool, however many they are, and no more.
 import type { ClaimedDelivery } from '../domain/delivery.ts';
 import type { SubscriptionId, TenantId } from '../domain/ids.ts';
 
@@ -8,30 +13,23 @@ import type { SubscriptionId, TenantId } from '../domain/ids.ts';
 export type SchedulerLimits = {
   /** In flight in all. */
   readonly maxInFlight: number;
-  /** In flight of one tenant: less than all, so that one whose endpoints hang cannot hold everything. */
-  readonly maxInFlightOfTenant: number;
-  readonly maxInFlightOfSubscription: number;
   /** Waiting (and reserved) in all. */
   readonly maxWaiting: number;
-  /** Waiting of one tenant: less than all, so that others always have room. */
-  readonly maxWaitingOfTenant: number;
-  readonly maxWaitingOfSubscription: number;
   /** Bytes of bodies waiting. */
   readonly maxWaitingBytes: number;
 };
 
-/** The caps that follow from how much may be in flight. */
+/** The bounds that follow from how much may be in flight. */
 export function limitsFor(maxInFlight: number): SchedulerLimits {
-  return {
-    maxInFlight,
-    maxInFlightOfTenant: Math.max(1, Math.ceil(maxInFlight / 2)),
-    maxInFlightOfSubscription: Math.max(1, Math.ceil(maxInFlight / 4)),
-    maxWaiting: maxInFlight * 16,
-    maxWaitingOfTenant: maxInFlight * 8,
-    maxWaitingOfSubscription: maxInFlight * 4,
-    maxWaitingBytes: 128 * 1024 * 1024,
-  };
+  return { maxInFlight, maxWaiting: maxInFlight * 16, maxWaitingBytes: 128 * 1024 * 1024 };
 }
+
+/** What one may have of `max`, of which others have `others`: half of what is left, at least one. */
+export const shareOf = (max: number, others: number): number => Math.max(1, Math.ceil((max - others) / 2));
+
+/** A turn of a tenant of weight 1 is worth this: a delivery costs 1, and 1 more for each 16 KiB of its body. */
+const QUANTUM = 1;
+const COST_BYTES = 16 * 1024;
 
 /**
  * Whether the first of a queue may go: `go`; `hold` it for a time, or its whole tenant; `full`, until one of the queue's
@@ -44,12 +42,20 @@ export type Admission =
   | 'drop'
   | { readonly hold: 'queue' | 'tenant'; readonly ms: number };
 
-/** Asked right before a delivery goes. `depth`: how many wait in its queue. */
+/** What waits in a queue, lines behind their heads included. */
+export type Waiting = {
+  readonly depth: number;
+  readonly bytes: number;
+  /** When the first of it came, on the clock of `now`. */
+  readonly sinceMs: number;
+};
+
+/** Asked right before a delivery goes. */
 export type Admit = (
   tenantId: TenantId,
   subscriptionId: SubscriptionId,
   inFlight: { readonly tenant: number; readonly queue: number },
-  depth: number,
+  waiting: Waiting,
 ) => Admission;
 
 const ALWAYS: Admit = () => 'go';
@@ -60,6 +66,10 @@ type Queue = {
   waiting: ClaimedDelivery[];
   head: number;
   reserved: number;
+  /** Behind the heads of lines: places that are taken by what cannot go yet. */
+  behind: number;
+  bytes: number;
+  sinceMs: number;
   inFlight: number;
   isInRing: boolean;
   isHeld: boolean;
@@ -69,21 +79,36 @@ type TenantQueues = {
   readonly tenantId: TenantId;
   readonly queues: Map<SubscriptionId, Queue>;
   readonly ring: Ring<Queue>;
+  /** At its share of the tenant's: until one of the tenant's ends. */
+  readonly parked: Set<Queue>;
   inFlight: number;
-  /** Waiting and reserved. */
+  /** Waiting, reserved and behind. */
   held: number;
+  /** What is left of its turn. */
+  deficit: number;
   isInRing: boolean;
   isHeld: boolean;
 };
 
 export type Scheduler = ReturnType<typeof createScheduler>;
 
-export function createScheduler(limits: SchedulerLimits) {
+export type SchedulerDeps = {
+  /** Monotonic, in ms. */
+  readonly now: () => number;
+  /** A tenant's part beside the others: 1 or more. */
+  readonly weightOf: (tenantId: TenantId) => number;
+  /** A delivery waits here no more, and nobody gives it back: its lease runs out. */
+  readonly onDropped: (delivery: ClaimedDelivery) => void;
+};
+
+export function createScheduler(limits: SchedulerLimits, deps: SchedulerDeps) {
   const tenants = new Map<TenantId, TenantQueues>();
   const ring = new Ring<TenantQueues>();
+  /** At their share of all: until one of anybody's ends. */
+  const parked = new Set<TenantQueues>();
   let waitingCount = 0;
   let waitingBytes = 0;
-  let reservedCount = 0;
+  let placeCount = 0; // reserved and behind
   let inFlightCount = 0;
 
   function queueOf(tenantId: TenantId, subscriptionId: SubscriptionId): Queue {
@@ -93,8 +118,10 @@ export function createScheduler(limits: SchedulerLimits) {
         tenantId,
         queues: new Map(),
         ring: new Ring(),
+        parked: new Set(),
         inFlight: 0,
         held: 0,
+        deficit: 0,
         isInRing: false,
         isHeld: false,
       };
@@ -108,6 +135,9 @@ export function createScheduler(limits: SchedulerLimits) {
         waiting: [],
         head: 0,
         reserved: 0,
+        behind: 0,
+        bytes: 0,
+        sinceMs: 0,
         inFlight: 0,
         isInRing: false,
         isHeld: false,
@@ -118,29 +148,54 @@ export function createScheduler(limits: SchedulerLimits) {
   }
 
   const depth = (queue: Queue) => queue.waiting.length - queue.head;
+  const tenantShare = (tenant: TenantQueues) => shareOf(limits.maxInFlight, inFlightCount - tenant.inFlight);
+  const queueShare = (queue: Queue) =>
+    shareOf(tenantShare(queue.tenant), queue.tenant.inFlight - queue.inFlight);
 
   function enterRings(queue: Queue): void {
     const { tenant } = queue;
-    const mayGo = !queue.isHeld && queue.inFlight < limits.maxInFlightOfSubscription;
-    if (!queue.isInRing && mayGo && depth(queue) > 0) {
-      queue.isInRing = true;
-      tenant.ring.push(queue);
+    if (!queue.isInRing && !queue.isHeld && depth(queue) > 0) {
+      if (queue.inFlight < queueShare(queue)) {
+        queue.isInRing = true;
+        tenant.ring.push(queue);
+        tenant.parked.delete(queue);
+      } else {
+        tenant.parked.add(queue);
+      }
     }
     enterRing(tenant);
   }
 
   function enterRing(tenant: TenantQueues): void {
-    const mayGo = !tenant.isHeld && tenant.inFlight < limits.maxInFlightOfTenant;
-    if (tenant.isInRing || !mayGo || tenant.ring.size === 0) return;
+    if (tenant.isInRing || tenant.isHeld || tenant.ring.size === 0) return;
+    if (tenant.inFlight >= tenantShare(tenant)) {
+      parked.add(tenant);
+      return;
+    }
+    parked.delete(tenant);
     tenant.isInRing = true;
     ring.push(tenant);
+  }
+
+  /** One that waited for its share looks again: shares grow when something ends. */
+  function unpark(tenant: TenantQueues): void {
+    for (const queue of tenant.parked) {
+      tenant.parked.delete(queue);
+      enterRings(queue);
+      break;
+    }
+    for (const other of parked) {
+      parked.delete(other);
+      enterRing(other);
+      break;
+    }
   }
 
   /** Puts a queue that was not let go where `admission` says. */
   function putBack(queue: Queue, admission: Exclude<Admission, 'go'>): void {
     const { tenant } = queue;
     if (admission === 'drop') {
-      while (depth(queue) > 0) take(queue);
+      while (depth(queue) > 0) deps.onDropped(take(queue));
       forgetIfEmpty(queue);
     } else if (
       admission === 'tenant-full' ||
@@ -157,10 +212,15 @@ export function createScheduler(limits: SchedulerLimits) {
   }
 
   function forgetIfEmpty(queue: Queue): void {
-    if (depth(queue) > 0 || queue.inFlight > 0 || queue.reserved > 0 || queue.isHeld) return;
+    const isBusy = queue.inFlight > 0 || queue.reserved > 0 || queue.behind > 0;
+    if (depth(queue) > 0 || isBusy || queue.isHeld) return;
     const { tenant } = queue;
     tenant.queues.delete(queue.subscriptionId);
-    if (tenant.queues.size === 0 && !tenant.isHeld) tenants.delete(tenant.tenantId);
+    tenant.parked.delete(queue);
+    if (tenant.queues.size === 0 && !tenant.isHeld) {
+      tenants.delete(tenant.tenantId);
+      parked.delete(tenant);
+    }
   }
 
   function take(queue: Queue): ClaimedDelivery {
@@ -172,8 +232,19 @@ export function createScheduler(limits: SchedulerLimits) {
     }
     waitingCount--;
     queue.tenant.held--;
-    waitingBytes -= delivery.event.payload.length;
+    addBytes(queue, -delivery.event.payload.length);
     return delivery;
+  }
+
+  function addBytes(queue: Queue, bytes: number): void {
+    queue.bytes += bytes;
+    waitingBytes += bytes;
+  }
+
+  /** Takes or gives back places of a queue that nothing waits in. */
+  function addPlaces(queue: Queue, count: number): void {
+    queue.tenant.held += count;
+    placeCount += count;
   }
 
   /** Places in all; none while the bodies that wait are too large, and fewer where bodies are large on average. */
@@ -183,18 +254,27 @@ export function createScheduler(limits: SchedulerLimits) {
     const average = Math.max(1, waitingCount === 0 ? 1 : waitingBytes / waitingCount);
     return Math.max(
       0,
-      Math.min(limits.maxWaiting - waitingCount - reservedCount, Math.ceil(bytesLeft / average)),
+      Math.min(limits.maxWaiting - waitingCount - placeCount, Math.ceil(bytesLeft / average)),
     );
   }
 
   function roomOf(tenant: TenantQueues | undefined, queue: Queue | undefined): number {
-    const used = queue === undefined ? 0 : depth(queue) + queue.reserved;
-    const room = Math.min(
-      totalRoom(),
-      limits.maxWaitingOfTenant - (tenant?.held ?? 0),
-      limits.maxWaitingOfSubscription - used,
-    );
-    return Math.max(0, room);
+    const used = queue === undefined ? 0 : depth(queue) + queue.reserved + queue.behind;
+    const held = tenant?.held ?? 0;
+    const ofTenant = shareOf(limits.maxWaiting, waitingCount + placeCount - held);
+    const ofQueue = shareOf(ofTenant, held - used);
+    return Math.max(0, Math.min(totalRoom(), ofTenant - held, ofQueue - used));
+  }
+
+  /** Ends a tenant's turn, or lets it go on: its deficit is what it may still send before the others' turn. */
+  function charge(tenant: TenantQueues, delivery: ClaimedDelivery): void {
+    tenant.deficit -= 1 + Math.floor(delivery.event.payload.length / COST_BYTES);
+    const mayGoOn = tenant.deficit >= 1 && tenant.ring.size > 0 && !tenant.isHeld;
+    if (mayGoOn && !tenant.isInRing && tenant.inFlight < tenantShare(tenant)) {
+      tenant.isInRing = true;
+      ring.unshift(tenant);
+    }
+    if (tenant.ring.size === 0) tenant.deficit = Math.min(0, tenant.deficit); // turns are not saved up
   }
 
   return {
@@ -204,11 +284,15 @@ export function createScheduler(limits: SchedulerLimits) {
       return roomOf(tenant, tenant?.queues.get(subscriptionId));
     },
 
-    /** Deliveries of this subscription that wait here, places held included. */
+    /** Deliveries of this subscription that are here and not under way, places held included. */
     waitingOf(tenantId: TenantId, subscriptionId: SubscriptionId): number {
       const queue = tenants.get(tenantId)?.queues.get(subscriptionId);
-      return queue === undefined ? 0 : depth(queue) + queue.reserved;
+      return queue === undefined ? 0 : depth(queue) + queue.reserved + queue.behind;
     },
+
+    /** Bytes of bodies of this subscription that wait here. */
+    bytesOf: (tenantId: TenantId, subscriptionId: SubscriptionId): number =>
+      tenants.get(tenantId)?.queues.get(subscriptionId)?.bytes ?? 0,
 
     /** How many more there is room for in all. */
     totalRoom,
@@ -217,31 +301,47 @@ export function createScheduler(limits: SchedulerLimits) {
     reserve(tenantId: TenantId, subscriptionId: SubscriptionId): boolean {
       const queue = queueOf(tenantId, subscriptionId);
       // Only half of the room is for what was just published: what waits in the database has its turn too.
-      if (roomOf(queue.tenant, queue) === 0 || waitingCount + reservedCount >= limits.maxWaiting / 2) {
+      if (roomOf(queue.tenant, queue) === 0 || waitingCount + placeCount >= limits.maxWaiting / 2) {
         forgetIfEmpty(queue);
         return false;
       }
       queue.reserved++;
-      queue.tenant.held++;
-      reservedCount++;
+      addPlaces(queue, 1);
       return true;
     },
 
     unreserve(tenantId: TenantId, subscriptionId: SubscriptionId): void {
       const queue = queueOf(tenantId, subscriptionId);
       queue.reserved--;
-      queue.tenant.held--;
-      reservedCount--;
+      addPlaces(queue, -1);
+      forgetIfEmpty(queue);
+    },
+
+    /** Holds a place for a delivery behind the head of its line: offer() it when its turn comes. */
+    holdBehind(delivery: ClaimedDelivery): void {
+      const queue = queueOf(delivery.tenantId, delivery.subscriptionId);
+      queue.behind++;
+      addPlaces(queue, 1);
+      addBytes(queue, delivery.event.payload.length);
+    },
+
+    /** Gives the place of a delivery behind the head of its line back: it is offered, taken along or released now. */
+    leaveBehind(delivery: ClaimedDelivery): void {
+      const queue = queueOf(delivery.tenantId, delivery.subscriptionId);
+      queue.behind--;
+      addPlaces(queue, -1);
+      addBytes(queue, -delivery.event.payload.length);
       forgetIfEmpty(queue);
     },
 
     /** Puts a delivery behind the others of its subscription. */
     offer(delivery: ClaimedDelivery): void {
       const queue = queueOf(delivery.tenantId, delivery.subscriptionId);
+      if (depth(queue) === 0) queue.sinceMs = deps.now();
       queue.waiting.push(delivery);
       queue.tenant.held++;
       waitingCount++;
-      waitingBytes += delivery.event.payload.length;
+      addBytes(queue, delivery.event.payload.length);
       enterRings(queue);
     },
 
@@ -253,10 +353,31 @@ export function createScheduler(limits: SchedulerLimits) {
       if (inFlightCount >= limits.maxInFlight) return undefined;
       for (let tenant = ring.shift(); tenant !== undefined; tenant = ring.shift()) {
         tenant.isInRing = false;
+        if (tenant.inFlight >= tenantShare(tenant)) {
+          parked.add(tenant);
+          continue;
+        }
+        if (tenant.deficit < 1) tenant.deficit += QUANTUM * deps.weightOf(tenant.tenantId);
+        if (tenant.deficit < 1 && ring.size > 0) {
+          tenant.isInRing = true; // it has sent large ones: the others' turn
+          ring.push(tenant);
+          continue;
+        }
         const queue = tenant.ring.shift()!;
         queue.isInRing = false;
+        if (depth(queue) === 0) {
+          enterRing(tenant); // all of it was taken along
+          continue;
+        }
+        if (queue.inFlight >= queueShare(queue)) {
+          tenant.parked.add(queue);
+          enterRing(tenant);
+          continue;
+        }
         const inFlight = { tenant: tenant.inFlight, queue: queue.inFlight };
-        const admission = admit(tenant.tenantId, queue.subscriptionId, inFlight, depth(queue));
+        const { bytes, sinceMs } = queue;
+        const waiting = { depth: depth(queue) + queue.behind, bytes, sinceMs };
+        const admission = admit(tenant.tenantId, queue.subscriptionId, inFlight, waiting);
         if (admission !== 'go') {
           putBack(queue, admission);
           continue;
@@ -265,10 +386,31 @@ export function createScheduler(limits: SchedulerLimits) {
         inFlightCount++;
         tenant.inFlight++;
         queue.inFlight++;
-        enterRings(queue);
+        if (depth(queue) > 0) {
+          queue.sinceMs = deps.now();
+          if (queue.inFlight < queueShare(queue)) {
+            queue.isInRing = true;
+            tenant.ring.push(queue);
+          } else {
+            tenant.parked.add(queue);
+          }
+        }
+        charge(tenant, delivery);
+        enterRing(tenant);
         return delivery;
       }
       return undefined;
+    },
+
+    /** The first delivery that waits in a queue, to go in a request that is under way already; undefined: there is none. */
+    takeAlong(
+      tenantId: TenantId,
+      subscriptionId: SubscriptionId,
+      fits: (delivery: ClaimedDelivery) => boolean,
+    ): ClaimedDelivery | undefined {
+      const queue = tenants.get(tenantId)?.queues.get(subscriptionId);
+      if (queue === undefined || depth(queue) === 0 || !fits(queue.waiting[queue.head]!)) return undefined;
+      return take(queue);
     },
 
     /** Ends the hold of a queue, or of a whole tenant. */
@@ -295,10 +437,11 @@ export function createScheduler(limits: SchedulerLimits) {
       queue.tenant.inFlight--;
       queue.inFlight--;
       enterRings(queue);
+      unpark(queue.tenant);
       forgetIfEmpty(queue);
     },
 
-    /** Takes out everything that waits. */
+    /** Takes out everything that waits; what is behind the heads of lines belongs to whoever held its place. */
     drain(): ClaimedDelivery[] {
       const all: ClaimedDelivery[] = [];
       for (const tenant of tenants.values()) {
@@ -307,9 +450,11 @@ export function createScheduler(limits: SchedulerLimits) {
           queue.isInRing = false;
         }
         tenant.ring.clear();
+        tenant.parked.clear();
         tenant.isInRing = false;
       }
       ring.clear();
+      parked.clear();
       return all;
     },
 
@@ -329,6 +474,12 @@ class Ring<T> {
 
   push(item: T): void {
     this.#items.push(item);
+  }
+
+  /** Puts an item before all others: one that was shifted out lately, whose place is free. */
+  unshift(item: T): void {
+    if (this.#head > 0) this.#items[--this.#head] = item;
+    else this.#items.unshift(item);
   }
 
   shift(): T | undefined {

@@ -1,7 +1,8 @@
-// A test event, sent now by whoever was asked: signed, guarded and judged like any attempt; nothing is stored, retried
-// or counted, and no breaker hears of it.
+// A test event or a challenge, sent now by whoever was asked: signed, guarded and judged like any attempt; nothing is
+// stored, retried or counted, and no breaker hears of it.
+import { createHmac, timingSafeEqual } from 'node:crypto';
 import { NO_CREDENTIALS } from '../domain/credentials.ts';
-import type { SendResult } from '../domain/delivery.ts';
+import { NO_TIMING, type SendResult } from '../domain/delivery.ts';
 import { DispatchError, notFound } from '../domain/errors.ts';
 import {
   type DeliveryId,
@@ -14,7 +15,7 @@ import {
 } from '../domain/ids.ts';
 import type { SignedRequest } from '../egress/sender.ts';
 import type { Target, TenantConfig } from '../storage/tenant-configs.ts';
-import { sign } from './sign.ts';
+import { sign, signable } from './sign.ts';
 
 export type TestDeliveryDeps = {
   readonly reload: (tenantId: TenantId) => Promise<TenantConfig | undefined>;
@@ -22,6 +23,7 @@ export type TestDeliveryDeps = {
   readonly authorization: (target: Target) => string | undefined | Promise<string | undefined>;
   readonly mayBeSent: (target: Target) => boolean;
   readonly ids: IdSource;
+  readonly randomBytes: (size: number) => Buffer;
   readonly userAgent: string;
   /** Ms since 1970. */
   readonly now: () => number;
@@ -40,6 +42,17 @@ export type TestResult = {
   readonly responseBody: Buffer;
 };
 
+/** Whether an endpoint proved that it wants deliveries. */
+export type Verification = {
+  readonly verified: boolean;
+  /** The URL that was asked. */
+  readonly url: string;
+  readonly status: number;
+  /** Of an attempt, or `challenge`: the answer was neither the challenge nor its signature. */
+  readonly errorClass: string;
+  readonly errorMessage: string;
+};
+
 /** Tests of one process at once; each may last as long as an attempt. */
 const MAX_RUNNING = 50;
 const MAX_RUNNING_OF_TENANT = 5;
@@ -51,33 +64,34 @@ export function createTestDelivery(deps: TestDeliveryDeps) {
   async function attempt(target: Target, type: string, payload: Buffer): Promise<SendResult> {
     if (!deps.mayBeSent(target)) {
       const message = 'the tenant’s quota allows https endpoints only';
-      return { kind: 'failure', errorClass: 'blocked_address', message };
+      return { kind: 'failure', errorClass: 'blocked_address', message, timing: NO_TIMING };
     }
     let authorization: string | undefined;
     try {
       if (target.credentials !== NO_CREDENTIALS) authorization = await deps.authorization(target);
     } catch (error) {
       const message = error instanceof Error ? error.message : 'no token could be fetched';
-      return { kind: 'failure', errorClass: 'credentials', message };
+      return { kind: 'failure', errorClass: 'credentials', message, timing: NO_TIMING };
     }
     const bytes = deps.ids.eventBytes();
     const eventId = encodeId('evt', bytes) as EventId;
     const deliveryId = encodeId('dlv', deliveryIdOf(bytes, 1)) as DeliveryId;
-    const event = { eventId, type, contentType: 'application/json', payload };
+    const event = { eventId, type, contentType: 'application/json', payload, source: '', subject: '' };
     const at = {
       nowMs: deps.now(),
       monotonicMs: deps.monotonic(),
       timeoutMs: target.attemptTimeoutMs,
     };
-    const request = sign({ event, deliveryId, attempt: 1 }, target, at, deps.userAgent, authorization);
+    const request = sign(signable(event, deliveryId, 1), target, at, deps.userAgent, authorization);
     return new Promise((done) => deps.send(request, done));
   }
 
-  return async (
+  /** Sends to a subscription as it is now, if not too many tests are running. */
+  async function send(
     tenantId: TenantId,
     subscriptionId: SubscriptionId,
     event: { readonly type: string; readonly payload: Buffer },
-  ): Promise<TestResult> => {
+  ): Promise<{ readonly target: Target; readonly result: TestResult }> {
     const mine = ofTenants.get(tenantId) ?? 0;
     if (running >= MAX_RUNNING || mine >= MAX_RUNNING_OF_TENANT) {
       const message = 'too many tests are running; try again later';
@@ -98,14 +112,65 @@ export function createTestDelivery(deps: TestDeliveryDeps) {
       if (target === undefined) throw notFound('subscription', subscriptionId);
       const startedAt = deps.monotonic();
       const result = await attempt(target, event.type, event.payload);
-      return resultOf(result, deps.monotonic() - startedAt);
+      return { target, result: resultOf(result, deps.monotonic() - startedAt) };
     } finally {
       running--;
       const left = (ofTenants.get(tenantId) ?? 1) - 1;
       if (left > 0) ofTenants.set(tenantId, left);
       else ofTenants.delete(tenantId);
     }
+  }
+
+  return {
+    /** Sends one event and tells what came back. */
+    async test(
+      tenantId: TenantId,
+      subscriptionId: SubscriptionId,
+      event: { readonly type: string; readonly payload: Buffer },
+    ): Promise<TestResult> {
+      return (await send(tenantId, subscriptionId, event)).result;
+    },
+
+    /** Sends a challenge, which the endpoint must echo, or sign with its secret. */
+    async verify(tenantId: TenantId, subscriptionId: SubscriptionId): Promise<Verification> {
+      const challenge = deps.randomBytes(32).toString('base64url');
+      const type = 'dispatch.verification';
+      const payload = Buffer.from(JSON.stringify({ type, challenge }));
+      const { target, result } = await send(tenantId, subscriptionId, { type, payload });
+      const { url } = target;
+      const { status, errorClass, errorMessage, succeeded, responseBody } = result;
+      if (!succeeded) return { verified: false, url, status, errorClass, errorMessage };
+      if (answersChallenge(responseBody, challenge, target)) {
+        return { verified: true, url, status, errorClass: '', errorMessage: '' };
+      }
+      const message = `the answer was neither the challenge nor {"challenge": …} nor {"signature": "v1,…"} over it`;
+      return { verified: false, url, status, errorClass: 'challenge', errorMessage: message };
+    },
   };
+}
+
+/**
+ * Whether a response answers a challenge: by the challenge itself, as text or as `challenge` in JSON, or by its HMAC-SHA256
+ * with one of the subscription's secrets, as `signature` in JSON (`v1,` and base64).
+ */
+function answersChallenge(body: Buffer, challenge: string, target: Target): boolean {
+  const text = body.toString('utf8').trim();
+  if (text === challenge) return true;
+  let answer: unknown;
+  try {
+    answer = JSON.parse(text);
+  } catch {
+    return false; // neither the challenge nor JSON
+  }
+  if (typeof answer !== 'object' || answer === null) return false;
+  if ('challenge' in answer && answer.challenge === challenge) return true;
+  if (!('signature' in answer) || typeof answer.signature !== 'string') return false;
+  const given = Buffer.from(answer.signature);
+  return target.secrets.some(({ key }) => {
+    if (key.scheme !== 'v1') return false;
+    const right = Buffer.from(`v1,${createHmac('sha256', key.key).update(challenge).digest('base64')}`);
+    return right.length === given.length && timingSafeEqual(right, given);
+  });
 }
 
 function resultOf(result: SendResult, durationMs: number): TestResult {

@@ -1,26 +1,32 @@
-// The worker: claimed → prepared → signed → sent → judged → recorded, for one delivery after the other, as many at
+// The worker: claimed → prepared → signed → sent → judged → recorded, for one request after the other, as many at
 // once as the scheduler lets go. May import storage, egress, domain and telemetry; publishing hands over to it
 // through compose.
 //
-// A delivery in here is: waiting in the scheduler → in flight → recorded | released | dropped (its lease ran out).
+// A delivery in here is: waiting in the scheduler, or behind another in its line → in a request (of one, or of a batch) →
+// recorded | released | dropped (its lease ran out).
 
-import type { ClaimedDelivery, SendResult, Verdict } from '../domain/delivery.ts';
+import { batchItem, itemBytes } from '../domain/batch.ts';
+import { type ClaimedDelivery, NO_TIMING, type SendResult, type Verdict } from '../domain/delivery.ts';
 import { DispatchError } from '../domain/errors.ts';
 import { type SubscriptionId, type TenantId, timeOfId } from '../domain/ids.ts';
 import { judge } from '../domain/verdict.ts';
 import type { SignedRequest } from '../egress/sender.ts';
-import type { Claimed, QueueKey } from '../storage/claims.ts';
+import type { QueueKey } from '../storage/claims.ts';
 import type { DeliveryRecord } from '../storage/records.ts';
 import type { Target, TenantConfig } from '../storage/tenant-configs.ts';
 import type { AttemptEvent } from '../telemetry/events.ts';
-import { type ClaimerDeps, createClaimer } from './claimer.ts';
+import { type ClaimerDeps, type ClaimPlan, createClaimer } from './claimer.ts';
 import type { Gates } from './gates.ts';
+import { createLines } from './lines.ts';
 import type { Recorder } from './recorder.ts';
+import { eventOf, fenceOf, recordOf, type Times } from './results.ts';
 import { createScheduler, limitsFor } from './scheduler.ts';
-import { sign } from './sign.ts';
+import { type Signable, sign, signable, signableBatch } from './sign.ts';
 
-export type WorkerDeps = Pick<ClaimerDeps, 'walk' | 'positionAfter' | 'walkStart'> & {
-  readonly claim: (queues: readonly (QueueKey & { readonly room: number })[]) => Promise<Claimed>;
+export type WorkerDeps = Pick<
+  ClaimerDeps,
+  'walk' | 'positionAfter' | 'walkStart' | 'claim' | 'claimLines' | 'claimLeftovers'
+> & {
   readonly configs: {
     readonly get: (tenantId: TenantId) => Promise<TenantConfig | undefined>;
     readonly peek: (tenantId: TenantId) => TenantConfig | undefined;
@@ -47,6 +53,8 @@ export type WorkerDeps = Pick<ClaimerDeps, 'walk' | 'positionAfter' | 'walkStart
   /** In [0, 1). */
   readonly random: () => number;
   readonly onAttempt: (event: AttemptEvent) => void;
+  /** What became of one delivery of a request. */
+  readonly onResult: (delivery: ClaimedDelivery, verdict: Verdict) => void;
   readonly onClaimed: (count: number) => void;
   readonly onError: (error: unknown, message: string) => void;
 };
@@ -55,12 +63,33 @@ export type WorkerDeps = Pick<ClaimerDeps, 'walk' | 'positionAfter' | 'walkStart
 const LEASE_MARGIN_MS = 2_000;
 /** Results that may wait for the database before no more attempts are started. */
 const MAX_RECORD_BACKLOG = 5_000;
+/** Requests that are started in one turn of the event loop: what came in meanwhile (publishes, answers) goes between. */
+const MAX_STARTS = 32;
+/** How many of a line are claimed at once: enough to be sent before their leases end. */
+const PER_LINE = 16;
+const PER_WHOLE_LINE = 100;
+
+/** What goes out together. `items` are the parts of a batch's body; undefined for a request with one event. */
+type Request = {
+  readonly members: readonly [ClaimedDelivery, ...ClaimedDelivery[]];
+  readonly items: readonly Buffer[] | undefined;
+};
 
 export type Worker = ReturnType<typeof createWorker>;
 
 export function createWorker(deps: WorkerDeps) {
   const limits = limitsFor(deps.maxInFlight);
-  const scheduler = createScheduler(limits);
+  const scheduler = createScheduler(limits, {
+    now: deps.monotonic,
+    weightOf: (tenantId) => deps.configs.peek(tenantId)?.quota.weight ?? 1,
+    onDropped: (delivery) => lines.dropped(delivery),
+  });
+  const lines = createLines({
+    holdBehind: scheduler.holdBehind,
+    leaveBehind: scheduler.leaveBehind,
+    offer: scheduler.offer,
+    giveBack,
+  });
   let stopping = false;
   let idleWaiters: (() => void)[] = [];
 
@@ -69,15 +98,25 @@ export function createWorker(deps: WorkerDeps) {
     positionAfter: deps.positionAfter,
     walkStart: deps.walkStart,
     claim: deps.claim,
+    claimLines: deps.claimLines,
+    claimLeftovers: deps.claimLeftovers,
     room: scheduler.room,
     waiting: scheduler.waitingOf,
     totalRoom: scheduler.totalRoom,
-    worthwhile: Math.min(64, Math.ceil(limits.maxWaitingOfSubscription / 4)),
-    waitingCap,
+    worthwhile: Math.min(64, Math.ceil(deps.maxInFlight)),
+    planOf,
     foundNothing: (queue) => deps.gates.unused(queue.subscriptionId),
     accept: (deliveries) => {
       deps.onClaimed(deliveries.length);
       accept(deliveries);
+    },
+    acceptLines: (claimed) => {
+      for (const line of claimed) {
+        deps.onClaimed(line.length);
+        lines.accept(line);
+        releaseIfFull(line[0]!);
+      }
+      pump();
     },
     withoutEvent: (claims) => {
       for (const c of claims) {
@@ -93,6 +132,7 @@ export function createWorker(deps: WorkerDeps) {
           failure,
           eventType: '',
           attemptCount: c.attemptCount,
+          stopsLine: false,
         });
       }
     },
@@ -100,30 +140,56 @@ export function createWorker(deps: WorkerDeps) {
     onError: (error) => deps.onError(error, 'claiming failed'),
   });
 
-  async function waitingCap(queue: QueueKey): Promise<number> {
+  async function planOf(queue: QueueKey): Promise<ClaimPlan> {
     try {
       const config = deps.configs.peek(queue.tenantId) ?? (await deps.configs.get(queue.tenantId));
       const target = config?.targets.get(queue.subscriptionId);
-      if (config?.state !== 'active' || target?.state !== 'active') return 0;
-      return await deps.gates.claimable(config, target);
+      if (config?.state !== 'active' || target?.state !== 'active') return CLOSED;
+      const cap = await deps.gates.claimable(config, target);
+      return { cap, perLine: perLineOf(target, cap) };
     } catch (error) {
       deps.onError(error, 'a tenant’s configuration could not be read'); // its queues wait, the others' go on
-      return 0;
+      return CLOSED;
     }
   }
 
   function accept(deliveries: readonly ClaimedDelivery[]): void {
-    for (const delivery of deliveries) scheduler.offer(delivery);
+    for (const delivery of deliveries) {
+      scheduler.offer(delivery);
+      releaseIfFull(delivery);
+    }
     pump();
   }
 
+  /** A queue that waits for a batch to fill waits no more once it is full. */
+  function releaseIfFull({ tenantId, subscriptionId }: ClaimedDelivery): void {
+    const batch = deps.configs.peek(tenantId)?.targets.get(subscriptionId)?.batch;
+    if (batch === undefined) return;
+    const isFull =
+      scheduler.waitingOf(tenantId, subscriptionId) >= batch.maxEvents ||
+      scheduler.bytesOf(tenantId, subscriptionId) >= batch.maxBytes;
+    if (isFull) scheduler.release(tenantId, subscriptionId);
+  }
+
   let isPumping = false;
+  let pumpsSoon = false;
 
   function pump(): void {
     // A delivery that ends without being sent comes back here through end(): the loop goes on, the stack does not grow.
     if (isPumping) return;
     isPumping = true;
+    let startCount = 0;
     while (!stopping && deps.recorder.backlog() < MAX_RECORD_BACKLOG) {
+      if (startCount++ === MAX_STARTS) {
+        if (!pumpsSoon) {
+          pumpsSoon = true;
+          setImmediate(() => {
+            pumpsSoon = false;
+            pump();
+          });
+        }
+        break;
+      }
       const delivery = scheduler.next(deps.gates.admit);
       if (delivery === undefined) break;
       deps.gates.going(delivery.tenantId, delivery.subscriptionId, delivery.deliveryId);
@@ -135,64 +201,97 @@ export function createWorker(deps: WorkerDeps) {
 
   function begin(delivery: ClaimedDelivery): void {
     const config = deps.configs.peek(delivery.tenantId);
-    if (config?.targets.has(delivery.subscriptionId)) {
-      prepare(delivery, config);
+    const target = config?.targets.get(delivery.subscriptionId);
+    if (target !== undefined) {
+      prepare(gather(delivery, target), config);
       return;
     }
     // Not in memory, or newer than what is: only a configuration that was read after the claim can say that the
     // subscription is gone.
     deps.configs.reload(delivery.tenantId).then(
-      (loaded) => prepare(delivery, loaded),
+      (loaded) => {
+        const found = loaded?.targets.get(delivery.subscriptionId);
+        prepare(found === undefined ? alone(delivery) : gather(delivery, found), loaded);
+      },
       (error) => {
         deps.onError(error, 'a tenant’s configuration could not be read');
-        end(delivery, { ...fenceOf(delivery), kind: 'release', delayMs: 1_000 });
+        endAll(alone(delivery), 'release', 1_000);
       },
     );
   }
 
+  /** What goes with a delivery: what waits behind it in its line, and then in its queue, until the batch is full. */
+  function gather(first: ClaimedDelivery, { batch }: Target): Request {
+    if (batch === undefined) return alone(first);
+    const { tenantId, subscriptionId } = first;
+    const members: [ClaimedDelivery, ...ClaimedDelivery[]] = [first];
+    const items = [batchItem(tenantId, first.event, batch.format)];
+    let bytes = 2 + itemBytes(items[0]!);
+    const fits = (delivery: ClaimedDelivery) => {
+      const item = batchItem(tenantId, delivery.event, batch.format);
+      if (bytes + itemBytes(item) > batch.maxBytes) return false;
+      items.push(item);
+      bytes += itemBytes(item);
+      return true;
+    };
+    let head = first;
+    while (members.length < batch.maxEvents) {
+      let next = head.isOrdered ? lines.takeAlong(head, fits) : undefined;
+      if (next === undefined) {
+        if (head.isOrdered && bytes >= batch.maxBytes) break;
+        next = scheduler.takeAlong(tenantId, subscriptionId, fits);
+        if (next === undefined) break;
+        head = next;
+      }
+      members.push(next);
+    }
+    return { members, items };
+  }
+
   /** Prepare: is there still somebody to deliver to, and time enough? */
-  function prepare(delivery: ClaimedDelivery, config: TenantConfig | undefined): void {
-    const target = config?.targets.get(delivery.subscriptionId);
+  function prepare(request: Request, config: TenantConfig | undefined): void {
+    const target = config?.targets.get(request.members[0].subscriptionId);
     if (config === undefined || target === undefined) {
-      end(delivery, { ...fenceOf(delivery), kind: 'cancelled' });
+      endAll(request, 'cancelled');
     } else if (config.state !== 'active' || target.state !== 'active') {
-      end(delivery, { ...fenceOf(delivery), kind: 'release', delayMs: 0 });
-    } else if (!lastsForAttempt(delivery, target)) {
+      endAll(request, 'release');
+    } else if (!lastsForAttempt(request, target)) {
       // It waited here for too long: back to the queue, uncharged, before the lease ends by itself.
-      end(delivery, { ...fenceOf(delivery), kind: 'release', delayMs: 0 });
+      endAll(request, 'release');
     } else {
-      authorize(delivery, target);
+      authorize(request, target);
     }
   }
 
-  const lastsForAttempt = (delivery: ClaimedDelivery, target: Target) =>
-    deps.monotonic() + timeoutOf(target) + LEASE_MARGIN_MS <= delivery.leaseUntilMs;
+  function lastsForAttempt({ members }: Request, target: Target): boolean {
+    const untilMs = deps.monotonic() + timeoutOf(target) + LEASE_MARGIN_MS;
+    return members.every((delivery) => untilMs <= delivery.leaseUntilMs);
+  }
 
   /** Credentials that are at hand are used at once; a token that must be fetched takes its time first. */
-  function authorize(delivery: ClaimedDelivery, target: Target): void {
+  function authorize(request: Request, target: Target): void {
     const authorization = target.credentials.auth === undefined ? undefined : deps.authorization(target);
     if (!(authorization instanceof Promise)) {
-      attempt(delivery, target, authorization);
+      attempt(request, target, authorization);
       return;
     }
     const startedAtMs = deps.now();
     const startedAt = deps.monotonic();
     authorization.then(
       (value) => {
-        if (lastsForAttempt(delivery, target)) attempt(delivery, target, value);
-        else end(delivery, { ...fenceOf(delivery), kind: 'release', delayMs: 0 });
+        if (lastsForAttempt(request, target)) attempt(request, target, value);
+        else endAll(request, 'release');
       },
       (error: Error) => {
-        const times = {
-          startedAtMs,
-          durationMs: deps.monotonic() - startedAt,
-          lagMs: startedAtMs - delivery.dueAtMs,
-        };
+        const lagMs = startedAtMs - request.members[0].dueAtMs;
+        const times = { startedAtMs, durationMs: deps.monotonic() - startedAt, lagMs };
+        const { message } = error;
         finish(
-          delivery,
+          request,
           target,
-          { kind: 'failure', errorClass: 'credentials', message: error.message },
+          { kind: 'failure', errorClass: 'credentials', message, timing: NO_TIMING },
           times,
+          0,
         );
       },
     );
@@ -201,75 +300,115 @@ export function createWorker(deps: WorkerDeps) {
   /** An attempt ends well before a fresh lease does, however short leases are configured. */
   const timeoutOf = (target: Target) => Math.min(target.attemptTimeoutMs, deps.leaseMs - 2 * LEASE_MARGIN_MS);
 
-  function attempt(delivery: ClaimedDelivery, target: Target, authorization: string | undefined): void {
+  function attempt(request: Request, target: Target, authorization: string | undefined): void {
     const startedAtMs = deps.now();
     const startedAt = deps.monotonic();
-    const lagMs = startedAtMs - delivery.dueAtMs;
+    const lagMs = startedAtMs - request.members[0].dueAtMs;
     if (!deps.mayBeSent(target)) {
-      finish(delivery, target, PLAIN_HTTP, { startedAtMs, durationMs: 0, lagMs });
+      finish(request, target, PLAIN_HTTP, { startedAtMs, durationMs: 0, lagMs }, 0);
       return;
     }
-    let request: SignedRequest;
+    let signed: SignedRequest;
     try {
-      const timeoutMs = timeoutOf(target);
-      const at = { nowMs: startedAtMs, monotonicMs: startedAt, timeoutMs };
-      const what = { ...delivery, attempt: delivery.attemptCount + 1 };
-      request = sign(what, target, at, deps.userAgent, authorization);
+      const at = { nowMs: startedAtMs, monotonicMs: startedAt, timeoutMs: timeoutOf(target) };
+      signed = sign(signableOf(request, target), target, at, deps.userAgent, authorization);
     } catch (error) {
       deps.onError(error, 'a request could not be signed');
-      end(delivery, { ...fenceOf(delivery), kind: 'release', delayMs: 60_000 });
+      endAll(request, 'release', 60_000);
       return;
     }
-    deps.send(request, (result) => {
+    deps.send(signed, (result) => {
       const durationMs = deps.monotonic() - startedAt;
-      finish(delivery, target, result, { startedAtMs, durationMs, lagMs });
+      finish(request, target, result, { startedAtMs, durationMs, lagMs }, signed.body.length);
     });
   }
 
   function finish(
-    delivery: ClaimedDelivery,
+    request: Request,
     target: Target,
     result: SendResult,
-    times: { readonly startedAtMs: number; readonly durationMs: number; readonly lagMs: number },
+    times: Times,
+    bodyBytes: number,
   ): void {
-    const attemptNumber = delivery.attemptCount + 1;
-    const nowMs = deps.now();
-    const verdict = judge({
-      result,
-      policy: target.retryPolicy,
-      attemptOfRound: attemptNumber - delivery.retryBase,
-      ageMs: nowMs - (delivery.roundAtMs ?? timeOfId(delivery.idBytes)),
-      nowMs,
-      random: deps.random(),
-    });
-    const { tenantId, subscriptionId, deliveryId } = delivery;
-    deps.gates.ended(
-      tenantId,
-      subscriptionId,
-      deliveryId,
-      verdict.kind === 'succeeded' ? 'succeeded' : 'failed',
-    );
+    const [first] = request.members;
+    const random = deps.random();
+    const verdicts = request.members.map((delivery) => verdictOf(delivery, target, result, random));
+    const verdict = verdicts[0]!;
+    const { tenantId, subscriptionId, deliveryId } = first;
+    const outcome = verdict.kind === 'succeeded' ? 'succeeded' : 'failed';
+    deps.gates.ended(tenantId, subscriptionId, deliveryId, outcome);
     if (result.kind === 'response' && result.status === 401) deps.unauthorized(target);
-    end(delivery, recordOf(delivery, result, verdict, attemptNumber, times), true);
-    deps.onAttempt(eventOf(delivery, target, result, verdict, attemptNumber, times));
-    if (verdict.kind !== 'succeeded' && verdict.disable) {
-      const reason = 'the endpoint answered 410 Gone';
-      deps.disable(delivery.tenantId, delivery.subscriptionId, reason).catch((error) => {
-        // Deleted meanwhile: there is nothing left to disable.
-        if (!(error instanceof DispatchError)) deps.onError(error, 'a subscription could not be disabled');
-      });
-    }
+    const batchSize = request.items === undefined ? 0 : request.members.length;
+    const records = request.members.map((delivery, i) =>
+      recordOf(delivery, target, result, verdicts[i]!, times, batchSize),
+    );
+    for (const [i, delivery] of request.members.entries()) deps.onResult(delivery, verdicts[i]!);
+    end(request, records);
+    if (verdict.kind === 'retry') claimer.later(first, verdict.delayMs);
+    deps.onAttempt(eventOf(first, target, result, verdict, times, { batchSize, bodyBytes }));
+    if (verdict.disable) disable(tenantId, subscriptionId, result);
   }
 
-  function end(delivery: ClaimedDelivery, record: DeliveryRecord, wasSent = false): void {
-    if (!wasSent) deps.gates.ended(delivery.tenantId, delivery.subscriptionId, delivery.deliveryId, 'none');
-    deps.recorder.add(record);
-    scheduler.finished(delivery);
+  /** All of a request have one outcome and one random number, so that what failed together is tried again together. */
+  function verdictOf(delivery: ClaimedDelivery, target: Target, result: SendResult, random: number): Verdict {
+    const nowMs = deps.now();
+    return judge({
+      result,
+      policy: target.retryPolicy,
+      attemptOfRound: delivery.attemptCount + 1 - delivery.retryBase,
+      ageMs: nowMs - (delivery.roundAtMs ?? timeOfId(delivery.idBytes)),
+      nowMs,
+      random,
+    });
+  }
+
+  function disable(tenantId: TenantId, subscriptionId: SubscriptionId, result: SendResult): void {
+    const isGone = result.kind === 'response' && result.status === 410;
+    const reason = isGone ? 'the endpoint answered 410 Gone' : 'the endpoint asked for it: webhook-delivery';
+    deps.disable(tenantId, subscriptionId, reason).catch((error) => {
+      // Deleted meanwhile: there is nothing left to disable.
+      if (!(error instanceof DispatchError)) deps.onError(error, 'a subscription could not be disabled');
+    });
+  }
+
+  /** Ends a request that was not sent. */
+  function endAll(request: Request, kind: 'release' | 'cancelled', delayMs = 0): void {
+    const [{ tenantId, subscriptionId, deliveryId }] = request.members;
+    deps.gates.ended(tenantId, subscriptionId, deliveryId, 'none');
+    end(
+      request,
+      request.members.map((delivery) =>
+        kind === 'release' ? { ...fenceOf(delivery), kind, delayMs } : { ...fenceOf(delivery), kind },
+      ),
+    );
+  }
+
+  function end(request: Request, records: readonly DeliveryRecord[]): void {
+    for (const [i, delivery] of request.members.entries()) {
+      const record = records[i]!;
+      if (delivery.isOrdered)
+        deps.recorder.add(record, (isWritten) => lineGoesOn(delivery, record, isWritten));
+      else deps.recorder.add(record);
+    }
+    scheduler.finished(request.members[0]);
     if (stopping && scheduler.inFlightCount() === 0) {
       for (const wake of idleWaiters) wake();
       idleWaiters = [];
     }
     pump();
+  }
+
+  /** What waits behind a delivery goes once its end is written. */
+  function lineGoesOn(delivery: ClaimedDelivery, record: DeliveryRecord, isWritten: boolean): void {
+    const isOver = record.kind === 'succeeded' || (record.kind === 'dead' && !record.stopsLine);
+    const goesOn = isWritten && isOver && !stopping;
+    const mayHaveMore = lines.done(delivery, goesOn);
+    if (mayHaveMore || record.kind === 'dead') claimer.poke([delivery]);
+    pump();
+  }
+
+  function giveBack(delivery: ClaimedDelivery): void {
+    deps.recorder.add({ ...fenceOf(delivery), kind: 'release', delayMs: 0 });
   }
 
   return {
@@ -286,8 +425,7 @@ export function createWorker(deps: WorkerDeps) {
     unreserve: scheduler.unreserve,
     accept(deliveries: readonly ClaimedDelivery[]): void {
       for (const d of deliveries) scheduler.unreserve(d.tenantId, d.subscriptionId);
-      if (stopping)
-        for (const d of deliveries) deps.recorder.add({ ...fenceOf(d), kind: 'release', delayMs: 0 });
+      if (stopping) for (const d of deliveries) giveBack(d);
       else accept(deliveries);
     },
     /** These queues have something due; undefined: some queue may have. */
@@ -309,7 +447,8 @@ export function createWorker(deps: WorkerDeps) {
       stopping = true;
       deps.gates.stop();
       await claimer.stop();
-      for (const d of scheduler.drain()) deps.recorder.add({ ...fenceOf(d), kind: 'release', delayMs: 0 });
+      for (const d of scheduler.drain()) giveBack(d);
+      lines.drain();
       if (scheduler.inFlightCount() > 0) {
         await new Promise<void>((done) => {
           const timer = setTimeout(done, graceMs);
@@ -324,78 +463,29 @@ export function createWorker(deps: WorkerDeps) {
   };
 }
 
+const CLOSED: ClaimPlan = { cap: 0, perLine: 0 };
+
+/** How much of a line is taken at once: a probe goes alone, a batch takes its fill. */
+function perLineOf({ ordering, batch }: Target, cap: number): number {
+  if (ordering === 'none') return 0;
+  if (cap === 1) return 1;
+  const usual = ordering === 'subscription' ? PER_WHOLE_LINE : PER_LINE;
+  return Math.min(Math.max(usual, batch?.maxEvents ?? 0), cap);
+}
+
+const alone = (delivery: ClaimedDelivery): Request => ({ members: [delivery], items: undefined });
+
+function signableOf({ members, items }: Request, target: Target): Signable {
+  const [first] = members;
+  if (items === undefined) return signable(first.event, first.deliveryId, first.attemptCount + 1);
+  const attempt = members.reduce((most, d) => Math.max(most, d.attemptCount + 1), 1);
+  const ids = members.map((d) => d.event.eventId);
+  return signableBatch(ids, items, target.batch?.format ?? 'json_array', attempt);
+}
+
 const PLAIN_HTTP: SendResult = {
   kind: 'failure',
   errorClass: 'blocked_address',
   message: 'the tenant’s quota allows https endpoints only',
+  timing: NO_TIMING,
 };
-
-const fenceOf = (d: Pick<ClaimedDelivery, 'tenantId' | 'idBytes' | 'lease'>) => ({
-  tenantId: d.tenantId,
-  idBytes: d.idBytes,
-  lease: d.lease,
-});
-
-type Times = { readonly startedAtMs: number; readonly durationMs: number };
-
-function recordOf(
-  delivery: ClaimedDelivery,
-  result: SendResult,
-  verdict: Verdict,
-  attemptNumber: number,
-  times: Times,
-): DeliveryRecord {
-  const attempt = {
-    attempt: attemptNumber,
-    status: result.kind === 'response' ? result.status : undefined,
-    startedAtMs: times.startedAtMs,
-    durationUs: Math.round(times.durationMs * 1000),
-    responseBody: result.kind === 'response' ? result.body : Buffer.alloc(0),
-  };
-  const fence = fenceOf(delivery);
-  switch (verdict.kind) {
-    case 'succeeded':
-      return { ...fence, kind: 'succeeded', attempt };
-    case 'retry':
-      return { ...fence, kind: 'retry', attempt, failure: verdict, delayMs: verdict.delayMs };
-    case 'dead': {
-      const { reason } = verdict;
-      const eventType = delivery.event.type;
-      return {
-        ...fence,
-        kind: 'dead',
-        reason,
-        attempt,
-        failure: verdict,
-        eventType,
-        attemptCount: attemptNumber,
-      };
-    }
-  }
-}
-
-function eventOf(
-  delivery: ClaimedDelivery,
-  target: Target,
-  result: SendResult,
-  verdict: Verdict,
-  attemptNumber: number,
-  times: Times & { readonly lagMs: number },
-): AttemptEvent {
-  return {
-    tenantId: delivery.tenantId,
-    eventId: delivery.event.eventId,
-    eventType: delivery.event.type,
-    subscriptionId: delivery.subscriptionId,
-    deliveryId: delivery.deliveryId,
-    attempt: attemptNumber,
-    outcome: verdict.kind,
-    status: result.kind === 'response' ? result.status : 0,
-    errorClass: verdict.kind === 'succeeded' ? undefined : verdict.errorClass,
-    origin: target.origin,
-    durationMs: Math.round(times.durationMs * 1000) / 1000,
-    lagMs: Math.round(times.lagMs * 1000) / 1000,
-    retryInMs: verdict.kind === 'retry' ? verdict.delayMs : undefined,
-    payloadBytes: delivery.event.payload.length,
-  };
-}

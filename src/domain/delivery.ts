@@ -7,6 +7,9 @@ export type EventContent = {
   readonly type: string;
   readonly contentType: string;
   readonly payload: Buffer;
+  /** May be empty. */
+  readonly source: string;
+  readonly subject: string;
 };
 
 /** A delivery that this worker holds a lease on. */
@@ -28,6 +31,8 @@ export type ClaimedDelivery = {
   readonly leaseUntilMs: number;
   /** When it became due, in ms since 1970 (for the lag metric only). */
   readonly dueAtMs: number;
+  /** Whether it waits in a line: what is behind it there goes when its result is recorded. */
+  readonly isOrdered: boolean;
   readonly event: EventContent;
 };
 
@@ -37,10 +42,32 @@ export type SendResult =
       readonly kind: 'response';
       readonly status: number;
       readonly retryAfter: string | undefined;
+      /** The header `webhook-delivery`: what the endpoint asks for. */
+      readonly control: string | undefined;
       /** At most 64 KiB, as received (never inflated). */
       readonly body: Buffer;
+      /** Names in lower case, values in turn; at most 4 KiB together. */
+      readonly headers: Readonly<Record<string, string>>;
+      readonly timing: AttemptTiming;
     }
-  | { readonly kind: 'failure'; readonly errorClass: ErrorClass; readonly message: string };
+  | {
+      readonly kind: 'failure';
+      readonly errorClass: ErrorClass;
+      readonly message: string;
+      readonly timing: AttemptTiming;
+    };
+
+/** Where the time of an attempt went, in µs. What did not happen is undefined: an open connection needs no handshake. */
+export type AttemptTiming = {
+  readonly dnsUs?: number | undefined;
+  readonly connectUs?: number | undefined;
+  readonly tlsUs?: number | undefined;
+  /** From the start of the attempt. */
+  readonly firstByteUs?: number | undefined;
+};
+
+/** Of an attempt that never came so far. */
+export const NO_TIMING: AttemptTiming = {};
 
 /** Why an attempt failed. */
 export type ErrorClass =
@@ -57,17 +84,23 @@ export type ErrorClass =
   | 'internal';
 
 /** Why a delivery became a dead letter. */
-export type DeadLetterReason = 'attempts_exhausted' | 'max_age_exceeded' | 'event_expired';
+export const DEAD_LETTER_REASONS = [
+  'attempts_exhausted',
+  'max_age_exceeded',
+  'event_expired',
+  'aborted',
+] as const;
+export type DeadLetterReason = (typeof DEAD_LETTER_REASONS)[number];
 
 /** What one attempt means for its delivery. */
 export type Verdict =
-  | { readonly kind: 'succeeded' }
+  | { readonly kind: 'succeeded'; readonly disable: boolean }
   | {
       readonly kind: 'retry';
       readonly delayMs: number;
       readonly errorClass: ErrorClass;
       readonly message: string;
-      /** Set when the endpoint said 410: nobody lives there. */
+      /** Set when the endpoint said 410, or asked for it: nothing more is sent there. */
       readonly disable: boolean;
     }
   | {

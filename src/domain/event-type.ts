@@ -38,8 +38,12 @@ export function patternProblem(pattern: string): string | undefined {
   return undefined;
 }
 
+/** The first segment of dispatch's own events: no wildcard matches it, so that `**` is every event of the tenant's. */
+const OWN = 'dispatch';
+
 /** Whether a valid pattern matches a valid type. `*` is one segment, `**` one or more. */
 export function matchesPattern(pattern: string, type: string): boolean {
+  if (pattern.startsWith('*') && type.startsWith(`${OWN}.`)) return false;
   const p = pattern.split('.');
   const t = type.split('.');
   for (let i = 0; i < p.length; i++) {
@@ -74,7 +78,10 @@ export function createPatternIndex<T>(
       const known = remembered.get(type);
       if (known !== undefined) return known;
       const found = new Set<number>();
-      collect(root, type.split('.'), 0, found);
+      const segments = type.split('.');
+      const own = segments[0] === OWN && segments.length > 1 ? root.children.get(OWN) : undefined;
+      if (segments[0] !== OWN || segments.length === 1) collect(root, segments, 0, found);
+      else if (own !== undefined) collect(own, segments, 1, found);
       const values = [...found].sort((a, b) => a - b).map((i) => entries[i]!.value);
       if (remembered.size >= MAX_REMEMBERED_TYPES) remembered.clear();
       remembered.set(type, values);

@@ -23,6 +23,7 @@ export type EventDraft = {
   readonly source: string;
   readonly subject: string;
   readonly idempotencyKey: string;
+  readonly orderingKey: string;
   /** Ms since 1970; NaN for a time that cannot be. */
   readonly deliverAfterMs: number | undefined;
   readonly metadata: Readonly<Record<string, string>>;
@@ -38,6 +39,8 @@ export type NewEvent = {
   readonly subject: string;
   /** Empty when the producer gave none. */
   readonly idempotencyKey: string;
+  /** Empty when the producer gave none. */
+  readonly orderingKey: string;
   readonly deliverAfterMs: number | undefined;
   readonly metadata: Readonly<Record<string, string>>;
 };
@@ -57,18 +60,20 @@ export function parseEvent(tenantId: TenantId, draft: EventDraft, nowMs: number,
   const payload = parseBody(draft, contentType, path, wrong);
   checkText(draft.source, 512, `${path}.source`, wrong);
   checkText(draft.subject, 512, `${path}.subject`, wrong);
-  if (draft.idempotencyKey !== '') {
-    wrong.check(
-      draft.idempotencyKey.length <= 255 && PRINTABLE_ASCII.test(draft.idempotencyKey),
-      `${path}.idempotency_key`,
-      'must be 1–255 printable ASCII characters without spaces',
-    );
-  }
+  checkKey(draft.idempotencyKey, `${path}.idempotency_key`, wrong);
+  checkKey(draft.orderingKey, `${path}.ordering_key`, wrong);
   checkDeliverAfter(draft.deliverAfterMs, nowMs, path, wrong);
   checkMetadata(draft.metadata, `${path}.metadata`, wrong);
   wrong.throwIfAny();
-  const { type, source, subject, idempotencyKey, deliverAfterMs, metadata } = draft;
-  return { tenantId, type, payload, contentType, source, subject, idempotencyKey, deliverAfterMs, metadata };
+  const { type, source, subject, idempotencyKey, orderingKey, deliverAfterMs, metadata } = draft;
+  const said = { type, source, subject, idempotencyKey, orderingKey, deliverAfterMs, metadata };
+  return { tenantId, payload, contentType, ...said };
+}
+
+function checkKey(key: string, field: string, wrong: Violations): void {
+  if (key === '') return;
+  const ok = key.length <= 255 && PRINTABLE_ASCII.test(key);
+  wrong.check(ok, field, 'must be 1–255 printable ASCII characters without spaces');
 }
 
 function parseContentType(draft: EventDraft, path: string, wrong: Violations): string {
@@ -178,5 +183,7 @@ export function fingerprintOf(event: NewEvent): Buffer {
     event.deliverAfterMs ?? null,
     labels,
   ];
+  // Only where it is given: fingerprints of events that have none are what they were before there were any.
+  if (event.orderingKey !== '') head.push(event.orderingKey);
   return hash.update(JSON.stringify(head)).update('\n').update(event.payload).digest();
 }

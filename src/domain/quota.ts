@@ -23,6 +23,8 @@ export type Quota = {
   readonly historyDays: number;
   /** Whether endpoints may be http:// (those that DISPATCH_ALLOW_ENDPOINT_CIDRS allows always may). */
   readonly allowHttpEndpoints: boolean;
+  /** Its part of the workers beside other tenants that have something waiting. */
+  readonly weight: number;
 };
 
 export type QuotaField = keyof Quota;
@@ -40,6 +42,7 @@ export const DEFAULT_QUOTA: Quota = {
   maxBacklog: 1_000_000,
   historyDays: 0,
   allowHttpEndpoints: false,
+  weight: 1,
 };
 
 /** Whether a quota bounds anything that publishing counts in the database. */
@@ -61,6 +64,7 @@ const RANGES: Readonly<Record<Exclude<QuotaField, 'allowHttpEndpoints'>, Range>>
   deliveriesPerSecond: { min: 0, max: 1_000_000, whole: false },
   maxBacklog: { min: 0, max: 1e9, whole: true },
   historyDays: { min: 0, max: 3_650, whole: true },
+  weight: { min: 1, max: 100, whole: true },
 };
 
 /** What is wrong with one value, or undefined. */

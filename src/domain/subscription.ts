@@ -13,7 +13,33 @@ export const MAX_OVERLAP_MS = 7 * 24 * 3600 * 1000;
 export const DEFAULT_OVERLAP_MS = 24 * 3600 * 1000;
 const DAY_MS = 24 * 3600 * 1000;
 
-export type SubscriptionState = 'active' | 'paused' | 'disabled';
+export type SubscriptionState = 'active' | 'paused' | 'disabled' | 'pending_verification';
+
+/** What deliveries wait for each other: none, all of a subscription, or those with the same ordering key. */
+export type Ordering = 'none' | 'subscription' | 'key';
+
+/** What becomes of an ordered line when one of its deliveries is given up. */
+export type OnDeadLetter = 'skip' | 'stop';
+
+/** Several deliveries in one request. */
+export type BatchPolicy = {
+  /** 1–1,000. */
+  readonly maxEvents: number;
+  /** Of the body; one event that is larger goes alone. */
+  readonly maxBytes: number;
+  /** How long the first may wait for others. */
+  readonly maxWaitMs: number;
+  readonly format: 'json_array' | 'cloudevents';
+};
+
+export const MAX_BATCH_EVENTS = 1_000;
+export const MAX_BATCH_BYTES = 4 * 1024 * 1024;
+export const DEFAULT_BATCH: BatchPolicy = {
+  maxEvents: 100,
+  maxBytes: 1024 * 1024,
+  maxWaitMs: 1_000,
+  format: 'json_array',
+};
 
 /** The part of a subscription that its owner decides. Times in ms. */
 export type SubscriptionSettings = {
@@ -32,6 +58,10 @@ export type SubscriptionSettings = {
   readonly maxPerSecond: number | undefined;
   /** Attempts under way over all workers; undefined: no limit. */
   readonly maxInFlight: number | undefined;
+  readonly ordering: Ordering;
+  readonly onDeadLetter: OnDeadLetter;
+  /** Undefined: a request for each delivery. */
+  readonly batch: BatchPolicy | undefined;
 };
 
 /** The last transition of a subscription's breaker. Times in ms since 1970. */
@@ -60,6 +90,10 @@ export type Subscription = SubscriptionSettings & {
   readonly publicKeys: readonly Buffer[];
   /** Undefined if it never opened. */
   readonly breaker: BreakerRecord | undefined;
+  /** When its endpoint last proved that it wants deliveries. */
+  readonly verifiedAtMs: number | undefined;
+  /** Since when no attempt succeeded, if any failed since. */
+  readonly failingSinceMs: number | undefined;
 };
 
 /** What is wrong with an endpoint URL in form, or undefined. Where it leads is the egress guard's to judge. */
@@ -180,6 +214,17 @@ export function checkLimits(
   wrong.check(rateOk, `${field}.max_per_second`, 'must be between 0.001 and 1,000,000, or 0 for no limit');
   const capOk = cap === undefined || (cap >= 1 && cap <= 10_000);
   wrong.check(capOk, `${field}.max_in_flight`, 'must be between 1 and 10,000, or 0 for no limit');
+}
+
+/** Checks a batch policy against the limits in the contract. NaN marks a duration that cannot be. */
+export function checkBatch(batch: BatchPolicy, field: string, wrong: Violations): void {
+  const { maxEvents, maxBytes, maxWaitMs } = batch;
+  const eventsOk = maxEvents >= 1 && maxEvents <= MAX_BATCH_EVENTS;
+  wrong.check(eventsOk, `${field}.max_events`, `must be between 1 and ${MAX_BATCH_EVENTS}, or 0 for 100`);
+  const bytesOk = maxBytes >= 1024 && maxBytes <= MAX_BATCH_BYTES;
+  wrong.check(bytesOk, `${field}.max_bytes`, `must be between 1024 and ${MAX_BATCH_BYTES}, or 0 for 1 MiB`);
+  const waitOk = maxWaitMs >= 0 && maxWaitMs <= 10_000;
+  wrong.check(waitOk, `${field}.max_wait`, 'must be a duration between 0s and 10s');
 }
 
 /** Checks the longest duration of an attempt: 1–30 s, well within a lease. */

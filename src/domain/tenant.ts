@@ -1,5 +1,6 @@
 // A tenant: who owns everything else.
 import type { KeyId, TenantId } from './ids.ts';
+import type { TenantPolicy } from './policy.ts';
 import type { KeyRole } from './roles.ts';
 
 export type TenantState = 'active' | 'suspended' | 'deleting';
@@ -12,6 +13,8 @@ export type Tenant = {
   readonly state: TenantState;
   readonly createdAtMs: number;
   readonly updatedAtMs: number;
+  /** What is its own; the rest follows the configured default. */
+  readonly policy: Partial<TenantPolicy>;
 };
 
 /** A stored API key, without the key. Times in ms since 1970. */

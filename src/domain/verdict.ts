@@ -17,25 +17,32 @@ export type Judged = {
 
 /**
  * 2xx succeeds. Everything else fails, redirects included, and is tried again by the policy; 410 also disables
- * the subscription. Retry-After counts on 429 and 503 only.
+ * the subscription. Retry-After counts on 429 and 503 only. `webhook-delivery: disable` disables the subscription whatever
+ * the status; `abort` gives up a delivery that failed.
  */
 export function judge(judged: Judged): Verdict {
   const { result } = judged;
   if (result.kind === 'failure') return failed(judged, result.errorClass, result.message, undefined, false);
   const { status } = result;
-  if (status >= 200 && status < 300) return { kind: 'succeeded' };
+  const control = result.control?.trim().toLowerCase();
+  const disable = control === 'disable' || status === 410;
+  if (status >= 200 && status < 300) return { kind: 'succeeded', disable };
+  if (control === 'abort') {
+    const message = `the endpoint answered ${status} and asked to give the delivery up`;
+    return { kind: 'dead', reason: 'aborted', errorClass: 'http_status', message, disable };
+  }
   if (status >= 300 && status < 400) {
     return failed(
       judged,
       'redirect',
       `the endpoint answered ${status}; redirects are not followed`,
       undefined,
-      false,
+      disable,
     );
   }
   const hint =
     status === 429 || status === 503 ? parseRetryAfter(result.retryAfter, judged.nowMs) : undefined;
-  return failed(judged, 'http_status', `the endpoint answered ${status}`, hint, status === 410);
+  return failed(judged, 'http_status', `the endpoint answered ${status}`, hint, disable);
 }
 
 function failed(

@@ -11,6 +11,19 @@ export class BlockedAddressError extends Error {
   readonly code = 'DISPATCH_BLOCKED_ADDRESS';
 }
 
+/** How long a connection took to make, in µs. */
+export type ConnectionTiming = {
+  readonly dnsUs: number | undefined;
+  readonly connectUs: number;
+  readonly tlsUs: number | undefined;
+};
+
+const MADE = Symbol('dispatch.made');
+type Made = { readonly [MADE]?: ConnectionTiming };
+
+/** How a connection of ours was made; undefined for a socket of somebody else. */
+export const timingOf = (socket: Socket): ConnectionTiming | undefined => (socket as Made)[MADE];
+
 const CONNECT_TIMEOUT_MS = 5_000;
 const MAX_ADDRESSES = 4;
 
@@ -27,7 +40,10 @@ export function createConnect(guard: AddressGuard, resolve: Resolve): Connect {
     async function open(options: buildConnector.Options): Promise<Socket> {
       const host = options.hostname.startsWith('[') ? options.hostname.slice(1, -1) : options.hostname;
       const port = options.port || (options.protocol === 'https:' ? '443' : '80');
-      const addresses = isIP(host) !== 0 ? [host] : await resolve(host);
+      const startedAt = performance.now();
+      const isAddress = isIP(host) !== 0;
+      const addresses = isAddress ? [host] : await resolve(host);
+      const resolvedAt = performance.now();
       const allowed = addresses.every((address) => guard.allows(address) && guard.allowsPort(address, port));
       if (!allowed) throw blocked();
       const socket = await connectAny(tcp, addresses, port);
@@ -35,10 +51,19 @@ export function createConnect(guard: AddressGuard, resolve: Resolve): Connect {
         socket.destroy();
         throw blocked();
       }
-      if (options.protocol !== 'https:') return socket;
+      const connectedAt = performance.now();
+      const made = (opened: Socket, tlsUs: number | undefined): Socket => {
+        const dnsUs = isAddress ? undefined : us(resolvedAt - startedAt);
+        const timing: ConnectionTiming = { dnsUs, connectUs: us(connectedAt - resolvedAt), tlsUs };
+        return Object.assign(opened, { [MADE]: timing });
+      };
+      if (options.protocol !== 'https:') return made(socket, undefined);
       // The name, not the address, is what the certificate must be for; a literal address sends no SNI.
-      const servername = isIP(host) === 0 ? host : '';
-      return promised((done) => tls({ ...options, hostname: host, servername, httpSocket: socket }, done));
+      const servername = isAddress ? '' : host;
+      const secure = await promised((done) =>
+        tls({ ...options, hostname: host, servername, httpSocket: socket }, done),
+      );
+      return made(secure, us(performance.now() - connectedAt));
     }
     return (options, callback) => {
       open(options).then(
@@ -48,6 +73,8 @@ export function createConnect(guard: AddressGuard, resolve: Resolve): Connect {
     };
   };
 }
+
+const us = (ms: number) => Math.round(ms * 1000);
 
 /** A connector that shows a client certificate, or trusts other authorities; its sessions are its own. */
 function withIdentity({ certificatePem, privateKeyPem, caPem }: EndpointTls): buildConnector.connector {

@@ -1,12 +1,22 @@
 // Sends signed requests with undici: one pool an origin, a total deadline, a capped body, no redirects, no inflating.
 // `Pool.dispatch` costs 43 µs a request where `fetch` costs 300 (design, section 6).
-import { type Dispatcher, Pool } from 'undici';
+import { subscribe, unsubscribe } from 'node:diagnostics_channel';
+import type { Socket } from 'node:net';
+import { Client, type Dispatcher, Pool } from 'undici';
 import type { EndpointTls } from '../domain/credentials.ts';
-import type { ErrorClass, SendResult } from '../domain/delivery.ts';
-import type { Connect } from './connector.ts';
+import type { AttemptTiming, ErrorClass, SendResult } from '../domain/delivery.ts';
+import { type Connect, type ConnectionTiming, timingOf } from './connector.ts';
 
 /** How much of a response body is kept. */
 export const MAX_RESPONSE_BYTES = 64 * 1024;
+/** How much of a response's headers is kept: names and values. */
+const MAX_HEADER_BYTES = 4 * 1024;
+/**
+ * How much may come before the head of a response is complete, and how often that is looked at. The parser bounds headers
+ * (16 KiB) but no status line: an endless one cost 60 MB of garbage a second.
+ */
+const MAX_HEAD_BYTES = 128 * 1024;
+const HEAD_LOOK_MS = 20;
 const MAX_POOLS = 2_000;
 const KEEP_ALIVE_MS = 30_000;
 const POOL_IDLE_MS = 120_000;
@@ -26,6 +36,9 @@ export type SignedRequest = {
   readonly tls: EndpointTls | undefined;
 };
 
+/** undici says here, right after a request started, which connection it goes out on. */
+const SEND_HEADERS = 'undici:client:sendHeaders';
+
 /** Sends requests. Disposing it waits for nothing: end what is in flight first. */
 export type Sender = AsyncDisposable & {
   /** Sends one request; `done` is called exactly once, and never later than the deadline. */
@@ -42,6 +55,40 @@ export function createSender(connect: Connect, now: () => number): Sender {
   const pools = new Map<string, OpenPool>(); // in the order of last use
   const sweep = setInterval(() => closeIdle(now() - POOL_IDLE_MS), POOL_IDLE_MS / 2);
   sweep.unref();
+  /** Connections that have carried a request. */
+  const used = new WeakSet<Socket>();
+  /** The exchange whose headers are about to be sent, in this very turn. */
+  let starting: Exchange | undefined;
+  const onSendHeaders = (message: unknown) => {
+    const exchange = starting;
+    starting = undefined;
+    if (exchange === undefined) return;
+    const { socket } = message as { readonly socket: Socket };
+    exchange.goesOver(socket, timingOf(socket), used.has(socket));
+    used.add(socket);
+  };
+  /** Requests whose response's head is not complete. */
+  const heads = new Set<Exchange>();
+  let headTimer: NodeJS.Timeout | undefined;
+  const lookAtHeads = () => {
+    headTimer = undefined;
+    for (const exchange of heads) exchange.boundHead();
+    watchHeads();
+  };
+  const watchHeads = () => {
+    if (heads.size > 0) headTimer ??= setTimeout(lookAtHeads, HEAD_LOOK_MS);
+  };
+  subscribe(SEND_HEADERS, onSendHeaders);
+  const watch: Watch = {
+    starts: (exchange) => {
+      starting = exchange;
+    },
+    sent: (exchange) => {
+      heads.add(exchange);
+      watchHeads();
+    },
+    headEnds: (exchange) => heads.delete(exchange),
+  };
 
   function closeIdle(before: number): void {
     for (const [origin, open] of pools) {
@@ -57,16 +104,32 @@ export function createSender(connect: Connect, now: () => number): Sender {
     if (known !== undefined) return known;
     if (pools.size >= MAX_POOLS) closeIdle(now());
     // Connections are bounded by the scheduler's caps on deliveries in flight, not a second time here.
-    const pool = new Pool(origin, {
-      connect: tls === undefined ? usual : connect(tls),
-      pipelining: 1,
-      keepAliveTimeout: KEEP_ALIVE_MS,
-      headersTimeout: 0,
-      bodyTimeout: 0,
-    });
+    const pool = new Pool(origin, optionsFor(tls));
     const open = { pool, inFlight: 0, usedAtMs: now() };
     pools.set(key, open);
     return open;
+  }
+
+  const optionsFor = (tls: EndpointTls | undefined) => ({
+    connect: tls === undefined ? usual : connect(tls),
+    pipelining: 1,
+    keepAliveTimeout: KEEP_ALIVE_MS,
+    headersTimeout: 0,
+    bodyTimeout: 0,
+  });
+
+  /**
+   * An endpoint may close a kept-alive connection in the very moment a request goes out on it: that is nobody's failure,
+   * and the request is sent once more at once, on a connection of its own, within the same deadline.
+   */
+  function sendAgain(request: SignedRequest, startedAtMs: number, done: (result: SendResult) => void): void {
+    const client = new Client(request.origin, optionsFor(request.tls));
+    const leftMs = Math.max(1, startedAtMs + request.timeoutMs - now());
+    const settle = ({ result }: Settled) => {
+      void client.destroy();
+      done(result);
+    };
+    dispatch(client, request, new Exchange(leftMs, now, watch, settle));
   }
 
   return {
@@ -75,25 +138,52 @@ export function createSender(connect: Connect, now: () => number): Sender {
       const open = poolOf(request);
       open.inFlight++;
       open.usedAtMs = now();
-      const exchange = new Exchange(request.timeoutMs, (result) => {
+      const startedAtMs = now();
+      const exchange = new Exchange(request.timeoutMs, now, watch, ({ result, isRace }) => {
         open.inFlight--;
-        done(result);
+        if (isRace) sendAgain(request, startedAtMs, done);
+        else done(result);
       });
-      const { path, headers, body } = request;
-      open.pool.dispatch({ path, method: 'POST', headers, body }, exchange);
+      dispatch(open.pool, request, exchange);
     },
     async [Symbol.asyncDispose]() {
+      unsubscribe(SEND_HEADERS, onSendHeaders);
       clearInterval(sweep);
+      clearTimeout(headTimer);
       await Promise.all([...pools.values()].map((open) => open.pool.destroy()));
       pools.clear();
     },
   };
 }
 
+function dispatch(to: Pool | Client, { path, headers, body }: SignedRequest, exchange: Exchange): void {
+  to.dispatch({ path, method: 'POST', headers, body }, exchange);
+}
+
+/** `isRace`: a kept-alive connection was closed before a byte of the response came. */
+type Settled = { readonly result: SendResult; readonly isRace: boolean };
+
+/** What the sender is told of an exchange. */
+type Watch = {
+  readonly starts: (exchange: Exchange) => void;
+  readonly sent: (exchange: Exchange) => void;
+  readonly headEnds: (exchange: Exchange) => void;
+};
+
 /** One request and its response. States: waiting → (response started →) settled, exactly once. */
 class Exchange implements Dispatcher.DispatchHandler {
-  readonly #settle: (result: SendResult) => void;
+  readonly #settle: (settled: Settled) => void;
   readonly #timer: NodeJS.Timeout;
+  readonly #now: () => number;
+  readonly #startedAtMs: number;
+  readonly #watch: Watch;
+  #socket: Socket | undefined;
+  #bytesBefore = 0;
+  #connection: ConnectionTiming | undefined;
+  #isReused = false;
+  #firstByteUs: number | undefined;
+  #control: string | undefined;
+  #headers: Record<string, string> = {};
   #controller: Dispatcher.DispatchController | undefined;
   #settled = false;
   #status = 0;
@@ -101,8 +191,11 @@ class Exchange implements Dispatcher.DispatchHandler {
   #chunks: Buffer[] = [];
   #bodyBytes = 0;
 
-  constructor(timeoutMs: number, settle: (result: SendResult) => void) {
+  constructor(timeoutMs: number, now: () => number, watch: Watch, settle: (settled: Settled) => void) {
     this.#settle = settle;
+    this.#now = now;
+    this.#watch = watch;
+    this.#startedAtMs = now();
     this.#timer = setTimeout(() => this.#expire(timeoutMs), timeoutMs);
   }
 
@@ -110,6 +203,28 @@ class Exchange implements Dispatcher.DispatchHandler {
     this.#controller = controller;
     if (this.#settled)
       controller.abort(new Error('the deadline passed while the request waited for a connection'));
+    else this.#watch.starts(this);
+  }
+
+  /** Over a connection that was made for it, or that others were sent over before. */
+  goesOver(socket: Socket, connection: ConnectionTiming | undefined, isReused: boolean): void {
+    this.#socket = socket;
+    this.#bytesBefore = socket.bytesRead;
+    this.#isReused = isReused;
+    if (!isReused) this.#connection = connection;
+    if (!this.#settled) this.#watch.sent(this);
+  }
+
+  onResponseStarted(): void {
+    this.#firstByteUs ??= Math.round((this.#now() - this.#startedAtMs) * 1000);
+  }
+
+  /** Ends a response whose head goes on and on. */
+  boundHead(): void {
+    if ((this.#socket?.bytesRead ?? 0) - this.#bytesBefore <= MAX_HEAD_BYTES) return;
+    const timing = this.#timing();
+    this.#finish({ kind: 'failure', errorClass: 'protocol', message: MESSAGES.protocol, timing });
+    this.#controller?.abort(new Error('the head of the response is too long'));
   }
 
   onResponseStart(
@@ -118,9 +233,13 @@ class Exchange implements Dispatcher.DispatchHandler {
     headers: Record<string, string | string[] | undefined>,
   ): void {
     if (status < 200) return; // 1xx comes before the response itself
+    this.#watch.headEnds(this);
     this.#status = status;
     const value = headers['retry-after'];
     this.#retryAfter = Array.isArray(value) ? value[0] : value;
+    const control = headers['webhook-delivery'];
+    this.#control = Array.isArray(control) ? control[0] : control;
+    this.#headers = keptHeaders(headers);
   }
 
   onResponseData(controller: Dispatcher.DispatchController, chunk: Buffer): void {
@@ -142,26 +261,56 @@ class Exchange implements Dispatcher.DispatchHandler {
 
   onResponseError(_controller: Dispatcher.DispatchController, error: Error): void {
     const errorClass = classify(error);
-    this.#finish({ kind: 'failure', errorClass, message: MESSAGES[errorClass] });
+    const isRace = errorClass === 'connect_reset' && this.#isReused && this.#firstByteUs === undefined;
+    const timing = this.#timing();
+    this.#finish({ kind: 'failure', errorClass, message: MESSAGES[errorClass], timing }, isRace);
+  }
+
+  #timing(): AttemptTiming {
+    return { ...this.#connection, firstByteUs: this.#firstByteUs };
   }
 
   #respond(): void {
     const body = this.#chunks.length === 1 ? this.#chunks[0]! : Buffer.concat(this.#chunks, this.#bodyBytes);
-    this.#finish({ kind: 'response', status: this.#status, retryAfter: this.#retryAfter, body });
+    this.#finish({
+      kind: 'response',
+      status: this.#status,
+      retryAfter: this.#retryAfter,
+      control: this.#control,
+      body,
+      headers: this.#headers,
+      timing: this.#timing(),
+    });
   }
 
   #expire(timeoutMs: number): void {
     const message = `no complete response within ${timeoutMs / 1000} s`;
-    this.#finish({ kind: 'failure', errorClass: 'timeout', message });
+    this.#finish({ kind: 'failure', errorClass: 'timeout', message, timing: this.#timing() });
     this.#controller?.abort(new Error(message));
   }
 
-  #finish(result: SendResult): void {
+  #finish(result: SendResult, isRace = false): void {
     if (this.#settled) return;
     this.#settled = true;
     clearTimeout(this.#timer);
-    this.#settle(result);
+    this.#watch.headEnds(this);
+    this.#settle({ result, isRace });
   }
+}
+
+/** Headers of a response as far as they are kept: whole ones, in their order. */
+function keptHeaders(headers: Record<string, string | string[] | undefined>): Record<string, string> {
+  const kept: Record<string, string> = {};
+  let bytes = 0;
+  for (const name in headers) {
+    const value = headers[name];
+    if (value === undefined) continue;
+    const text = Array.isArray(value) ? value.join(', ') : value;
+    bytes += name.length + text.length;
+    if (bytes > MAX_HEADER_BYTES) break;
+    kept[name] = text;
+  }
+  return kept;
 }
 
 // Fixed sentences: a tenant learns what kind of failure it was and nothing about the network behind it.

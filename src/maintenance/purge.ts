@@ -13,6 +13,8 @@ export type PurgeDeps = {
   readonly rewrapSecrets: () => Promise<number>;
   readonly pruneAudit: () => Promise<number>;
   readonly pruneUsage: () => Promise<number>;
+  readonly expireDeadLetters: () => Promise<number>;
+  readonly pruneAlerts: () => Promise<number>;
 };
 
 /** Each does one bounded piece and returns how many rows it removed; 0: nothing is left to do. */
@@ -26,6 +28,9 @@ export type PurgeTasks = {
   readonly secrets: () => Promise<number>;
   readonly audit: () => Promise<number>;
   readonly oldUsage: () => Promise<number>;
+  /** Archives or discards dead letters that are older than policies let them be. */
+  readonly deadLetters: () => Promise<number>;
+  readonly oldAlerts: () => Promise<number>;
 };
 
 /** Chunks that one run does at most; what is left is done by the next. */
@@ -49,6 +54,8 @@ export function createPurgeTasks(deps: PurgeDeps): PurgeTasks {
     secrets: () => inChunks(deps.rewrapSecrets),
     audit: deps.pruneAudit,
     oldUsage: deps.pruneUsage,
+    deadLetters: () => inChunks(deps.expireDeadLetters),
+    oldAlerts: deps.pruneAlerts,
   };
 }
 

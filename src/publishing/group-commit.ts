@@ -21,6 +21,7 @@ import type { QueueKey } from '../storage/claims.ts';
 import type { IngestBatch, IngestEvent, IngestResult, IngestTenant } from '../storage/ingest.ts';
 import type { Target, TenantConfig } from '../storage/tenant-configs.ts';
 import type { Admission } from './admission.ts';
+import { lineOf } from './line.ts';
 
 /** The answer to a publish. */
 export type Published = {
@@ -87,7 +88,7 @@ const MAX_COMMITS = 3;
 /** Commits of tenants near the end of a quota of events, beside the others: one at a time for each tenant. */
 const MAX_NEAR = 2;
 /** Slots of usage a process has: one for each commit that may run. */
-const LANES = MAX_COMMITS + MAX_NEAR;
+export const LANES = MAX_COMMITS + MAX_NEAR;
 /** A tenant that has used up a quota of events is told so from memory for this long. */
 const OVER_MS = 1_000;
 /** How long a tenant that is far from the end of its quotas is not looked at. */
@@ -144,8 +145,12 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
 
   function pump(): void {
     while (queue.length > 0 && (commitCount() === 0 || (lanes.length > 0 && queue.length >= BESIDE))) {
+      const items = take();
+      if (items.length === 0) return; // all of it waits for a commit that is under way
       const lane = lanes.pop()!;
-      void commit(take(), lane).finally(() => {
+      const marked = markOrdered(items);
+      void commit(items, lane).finally(() => {
+        for (const tenantId of marked) committing.delete(tenantId);
         lanes.push(lane);
         pump();
         wakeIfIdle();
@@ -197,15 +202,42 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
     pumpNear();
   }
 
+  /** Tenants with ordered subscriptions whose events are in a commit: the next ones wait, so that none overtakes. */
+  const committing = new Set<TenantId>();
+
+  /** Whether the order of a tenant's events matters; also for one that is not known yet. */
+  const isOrdered = (tenantId: TenantId) => deps.configs.peek(tenantId)?.isOrdered ?? true;
+
   function take(): Item[] {
     let bytes = 0;
     let count = 0;
-    while (count < queue.length && count < MAX_EVENTS && bytes < MAX_BYTES)
-      bytes += queue[count++]!.event.payload.length;
-    const items = count === queue.length ? queue : queue.slice(0, count);
-    queue = count === queue.length ? [] : queue.slice(count);
+    let isWhole = true;
+    while (count < queue.length && count < MAX_EVENTS && bytes < MAX_BYTES) {
+      const { tenantId, payload } = queue[count++]!.event;
+      if (committing.size > 0 && committing.has(tenantId)) isWhole = false;
+      else bytes += payload.length;
+    }
+    const seen = count === queue.length ? queue : queue.slice(0, count);
+    const rest = count === queue.length ? [] : queue.slice(count);
     queuedBytes -= bytes;
-    return items;
+    if (isWhole) {
+      queue = rest;
+      return seen;
+    }
+    const mayGo = (item: Item) => !committing.has(item.event.tenantId);
+    queue = [...seen.filter((item) => !mayGo(item)), ...rest];
+    return seen.filter(mayGo);
+  }
+
+  /** Marks the ordered tenants of a batch; returns those that it marked. */
+  function markOrdered(items: readonly Item[]): TenantId[] {
+    const marked: TenantId[] = [];
+    for (const { event } of items) {
+      if (committing.has(event.tenantId) || !isOrdered(event.tenantId)) continue;
+      committing.add(event.tenantId);
+      marked.push(event.tenantId);
+    }
+    return marked;
   }
 
   function requeue(items: readonly Item[]): void {
@@ -219,8 +251,11 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
         );
     }
     for (const item of again) queuedBytes += item.event.payload.length;
-    // To the back: what has to be done again must not keep others waiting.
-    queue = [...queue, ...again];
+    // To the back: what has to be done again must not keep others waiting. But what has an order goes before what came
+    // after it.
+    const ordered = again.filter((item) => isOrdered(item.event.tenantId));
+    const others = ordered.length === 0 ? again : again.filter((item) => !ordered.includes(item));
+    queue = [...ordered, ...queue, ...others];
   }
 
   async function commit(items: readonly Item[], lane: number): Promise<void> {
@@ -231,8 +266,10 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
       else refuse(item, GONE);
     }
     const isNearLane = lane % LANES >= MAX_COMMITS;
-    if (!isNearLane && nearUntil.size > 0) {
-      const isNear = (item: Item) => (nearUntil.get(item.event.tenantId) ?? 0) > startedAt;
+    if (!isNearLane && (nearUntil.size > 0 || near.size > 0 || nearRunning.size > 0)) {
+      // Also what comes behind others that went that way and are not done.
+      const isNear = ({ event: { tenantId } }: Item) =>
+        (nearUntil.get(tenantId) ?? 0) > startedAt || near.has(tenantId) || nearRunning.has(tenantId);
       sendNear(wanted.filter(isNear));
       wanted = wanted.filter((item) => !isNear(item));
     }
@@ -341,6 +378,8 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
     const keys = new Map<string, Matched>();
     const events: Matched[] = [];
     const later: Item[] = [];
+    /** Ordered tenants of which something has to wait: what comes behind it waits too. */
+    const behind = new Set<TenantId>();
     let deliveryCount = 0;
     for (const item of items) {
       const { event } = item;
@@ -357,9 +396,10 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
         first.repeats.push(item);
         continue;
       }
-      if (isFull) {
+      if (isFull || behind.has(event.tenantId)) {
         item.rounds--; // not this item's fault
         later.push(item);
+        if (config.isOrdered) behind.add(event.tenantId);
         continue;
       }
       const refusal = usedUpBefore(event, config) ?? admit(event, config, targets.length);
@@ -376,7 +416,8 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
       events.push(matched);
     }
     const lease = deps.randomBytes(16);
-    const batch = { tenants, events, lease, leaseMs: deps.leaseMs, slot, margin: deps.margin(), onFar };
+    const { leaseMs } = deps;
+    const batch = { tenants, events, lease, leaseMs, slot, margin: deps.margin(), isUsage: true, onFar };
     return { batch, later };
   }
 
@@ -414,14 +455,16 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
     const { event } = item;
     const eventId = deps.ids.eventBytes();
     const mayOwn = deps.localWorker !== undefined && event.deliverAfterMs === undefined;
-    const deliveries = targets.map((target, i) => ({
-      deliveryId: deliveryIdOf(eventId, i + 1),
-      subscriptionId: target.idBytes,
-      owned:
+    const deliveries = targets.map((target, i) => {
+      const deliveryId = deliveryIdOf(eventId, i + 1);
+      const orderKey = lineOf(target, event.orderingKey, deliveryId);
+      const owned =
         mayOwn &&
+        orderKey === undefined && // what is before it in its line may be anywhere
         target.state === 'active' &&
-        deps.localWorker?.reserve(event.tenantId, target.subscriptionId) === true,
-    }));
+        deps.localWorker?.reserve(event.tenantId, target.subscriptionId) === true;
+      return { deliveryId, subscriptionId: target.idBytes, owned, orderKey };
+    });
     return { event, eventId, deliveries, item, targets, repeats: [], version };
   }
 
@@ -500,7 +543,7 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
     owned: ClaimedDelivery[],
     readyQueues: Map<string, QueueKey>,
   ): void {
-    const { tenantId, type, contentType, payload, deliverAfterMs } = m.event;
+    const { tenantId, type, contentType, payload, source, subject, deliverAfterMs } = m.event;
     const nowMs = Date.now();
     for (const [i, delivery] of m.deliveries.entries()) {
       const target = m.targets[i]!;
@@ -517,7 +560,8 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
           lease,
           leaseUntilMs: startedAt + deps.leaseMs,
           dueAtMs: nowMs,
-          event: { eventId, type, contentType, payload },
+          isOrdered: false,
+          event: { eventId, type, contentType, payload, source, subject },
         });
       } else if (target.state === 'active' && (deliverAfterMs === undefined || deliverAfterMs <= nowMs)) {
         readyQueues.set(`${tenantId}/${subscriptionId}`, { tenantId, subscriptionId });

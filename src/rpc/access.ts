@@ -37,6 +37,7 @@ export const ACCESS: Readonly<Record<string, Readonly<Record<string, Access>>>> 
     ResumeSubscription: admin,
     RotateSecret: admin,
     TestSubscription: admin,
+    VerifySubscription: admin,
   },
   'dispatch.v1.EventService': {
     GetEvent: read,
@@ -46,6 +47,8 @@ export const ACCESS: Readonly<Record<string, Readonly<Record<string, Access>>>> 
     ListAttempts: read,
     RetryDelivery: admin,
     CancelDelivery: admin,
+    CancelDeliveries: admin,
+    ReplayEvents: admin,
   },
   'dispatch.v1.DeadLetterService': {
     ListDeadLetters: read,
@@ -53,6 +56,8 @@ export const ACCESS: Readonly<Record<string, Readonly<Record<string, Access>>>> 
     ReplayDeadLetter: admin,
     ReplayDeadLetters: admin,
     GetReplay: read,
+    ListReplays: read,
+    CancelReplay: admin,
     DiscardDeadLetters: admin,
   },
   'dispatch.v1.TenantService': {

@@ -1,44 +1,27 @@
 // DeadLetterService: deliveries that were given up, and their second chance.
-import { create } from '@bufbuild/protobuf';
-import { timestampFromMs } from '@bufbuild/protobuf/wkt';
-import {
-  DeadLetterFilterSchema,
-  DeadLetterSchema,
-  DeadLetterService,
-  ReplaySchema,
-  ReplayState,
-  type DeadLetter as WireDeadLetter,
-  type DeadLetterFilter as WireFilter,
-  DeadLetterReason as WireReason,
-  type Replay as WireReplay,
-} from '../../gen/dispatch/v1/dead_letter_service_pb.ts';
-import type { DeadLetterReason } from '../domain/delivery.ts';
+import { DeadLetterService } from '../../gen/dispatch/v1/dead_letter_service_pb.ts';
 import { invalidField } from '../domain/errors.ts';
 import {
   type IdSource,
   parseDeliveryId,
   parseReplayId,
-  parseSubscriptionId,
-  type ReplayId,
   type SubscriptionId,
   type TenantId,
+  uuidOf,
 } from '../domain/ids.ts';
 import { isUuid, pageToken, parsePage } from '../domain/page.ts';
 import type { Database } from '../storage/database.ts';
 import {
-  createReplay,
-  type DeadLetter,
-  type DeadLetterFilter,
   discardDeadLetters,
   getDeadLetter,
-  getReplay,
   listDeadLetters,
   MAX_DISCARD,
-  type Replay,
   replayDeadLetter,
 } from '../storage/dead-letters.ts';
+import { cancelReplay, getReplay, listReplays } from '../storage/replays.ts';
 import { bindService, tenantOf } from './call-path.ts';
-import { optionalMs, optionalPattern } from './pages.ts';
+import { toFilter, toWire } from './dead-letter-messages.ts';
+import { replayToWire, startReplay } from './replay-messages.ts';
 
 export type DeadLetterServiceDeps = {
   readonly db: Database;
@@ -79,18 +62,34 @@ export function createDeadLetterService(deps: DeadLetterServiceDeps) {
     },
 
     async replayDeadLetters(request, context) {
-      const tenantId = tenantOf(context);
-      const replayId = deps.ids.next<ReplayId>('rpl');
-      const audited = db.audited(context.change('dead_letters.replay', replayId));
-      const replay = await createReplay(audited, tenantId, replayId, toFilter(request.filter));
-      deps.changed(tenantId);
-      return { replay: replayToWire(replay) };
+      const what = { kind: 'dead_letters', filter: toFilter(request.filter) } as const;
+      return { replay: await startReplay(deps, context, 'dead_letters.replay', what, request) };
     },
 
     async getReplay(request, context) {
       return {
         replay: replayToWire(await getReplay(db, tenantOf(context), parseReplayId(request.replayId))),
       };
+    },
+
+    async listReplays(request, context) {
+      const tenantId = tenantOf(context);
+      const scope = `replays/${tenantId}`;
+      const page = parsePage(request, scope, 500, isUuid);
+      const rows = await listReplays(db, tenantId, page);
+      const onPage = rows.slice(0, page.size);
+      const last = onPage[onPage.length - 1];
+      const more = rows.length > page.size && last !== undefined;
+      return {
+        replays: onPage.map(replayToWire),
+        nextPageToken: more ? pageToken(scope, uuidOf(last.replayId)) : '',
+      };
+    },
+
+    async cancelReplay(request, context) {
+      const id = parseReplayId(request.replayId);
+      const audited = db.audited(context.change('replay.cancel', id));
+      return { replay: replayToWire(await cancelReplay(audited, tenantOf(context), id)) };
     },
 
     async discardDeadLetters(request, context) {
@@ -110,75 +109,5 @@ export function createDeadLetterService(deps: DeadLetterServiceDeps) {
       const audited = db.audited(context.change('dead_letters.discard', resource, detail));
       return { discardedCount: await discardDeadLetters(audited, tenantOf(context), which) };
     },
-  });
-}
-
-const WIRE_REASONS: Readonly<Record<DeadLetterReason, WireReason>> = {
-  attempts_exhausted: WireReason.ATTEMPTS_EXHAUSTED,
-  max_age_exceeded: WireReason.MAX_AGE_EXCEEDED,
-  event_expired: WireReason.EVENT_EXPIRED,
-};
-
-function reasonOf(wire: WireReason): DeadLetterReason {
-  for (const [reason, value] of Object.entries(WIRE_REASONS))
-    if (value === wire) return reason as DeadLetterReason;
-  throw invalidField(
-    'filter.reason',
-    `must be one of ${Object.keys(WIRE_REASONS).join(', ').toUpperCase()}, or left out`,
-  );
-}
-
-function toFilter(wire: WireFilter | undefined): DeadLetterFilter {
-  if (wire === undefined) return {};
-  const eventType = optionalPattern(wire.eventType, 'filter.event_type');
-  const startMs = optionalMs(wire.startTime, 'filter.start_time');
-  const endMs = optionalMs(wire.endTime, 'filter.end_time');
-  return {
-    ...(wire.subscriptionId === ''
-      ? {}
-      : { subscriptionId: parseSubscriptionId(wire.subscriptionId, 'filter.subscription_id') }),
-    ...(eventType === undefined ? {} : { eventType }),
-    ...(wire.reason === WireReason.UNSPECIFIED ? {} : { reason: reasonOf(wire.reason) }),
-    ...(startMs === undefined ? {} : { startMs }),
-    ...(endMs === undefined ? {} : { endMs }),
-  };
-}
-
-function filterToWire(filter: DeadLetterFilter): WireFilter {
-  return create(DeadLetterFilterSchema, {
-    subscriptionId: filter.subscriptionId ?? '',
-    eventType: filter.eventType ?? '',
-    reason: filter.reason === undefined ? WireReason.UNSPECIFIED : WIRE_REASONS[filter.reason],
-    ...(filter.startMs === undefined ? {} : { startTime: timestampFromMs(filter.startMs) }),
-    ...(filter.endMs === undefined ? {} : { endTime: timestampFromMs(filter.endMs) }),
-  });
-}
-
-function toWire(letter: DeadLetter): WireDeadLetter {
-  return create(DeadLetterSchema, {
-    deliveryId: letter.deliveryId,
-    tenantId: letter.tenantId,
-    eventId: letter.eventId,
-    subscriptionId: letter.subscriptionId,
-    eventType: letter.eventType,
-    reason: WIRE_REASONS[letter.reason],
-    lastStatus: letter.lastStatus,
-    lastErrorClass: letter.lastErrorClass,
-    lastErrorMessage: letter.lastErrorMessage,
-    lastResponseBody: letter.lastResponseBody ?? new Uint8Array(),
-    attemptCount: letter.attemptCount,
-    deadTime: timestampFromMs(letter.deadAtMs),
-  });
-}
-
-function replayToWire(replay: Replay): WireReplay {
-  return create(ReplaySchema, {
-    replayId: replay.replayId,
-    tenantId: replay.tenantId,
-    filter: filterToWire(replay.filter),
-    state: replay.state === 'running' ? ReplayState.RUNNING : ReplayState.FINISHED,
-    replayedCount: BigInt(replay.replayedCount),
-    createTime: timestampFromMs(replay.createdAtMs),
-    ...(replay.finishedAtMs === undefined ? {} : { finishTime: timestampFromMs(replay.finishedAtMs) }),
   });
 }

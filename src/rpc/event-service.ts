@@ -15,6 +15,7 @@ import { EventService } from '../../gen/dispatch/v1/event_service_pb.ts';
 import { invalidField } from '../domain/errors.ts';
 import {
   type DeliveryId,
+  type IdSource,
   parseDeliveryId,
   parseEventId,
   parseSubscriptionId,
@@ -24,6 +25,7 @@ import {
 import { isUuid, pageToken, parsePage } from '../domain/page.ts';
 import type { Database } from '../storage/database.ts';
 import {
+  cancelDeliveries,
   cancelDelivery,
   type DeliveryState,
   getDelivery,
@@ -36,9 +38,13 @@ import {
 import { getEvent, listEvents, type StoredEvent } from '../storage/events.ts';
 import { bindService, tenantOf } from './call-path.ts';
 import { optionalMs, optionalPattern } from './pages.ts';
+import { startReplay, toEventFilter } from './replay-messages.ts';
 
 export type EventServiceDeps = {
   readonly db: Database;
+  readonly ids: IdSource;
+  /** Tells maintenance, wherever it runs, that there is a job. */
+  readonly changed: (tenantId: TenantId) => void;
   /** Says that a queue has something due. */
   readonly ready: (tenantId: TenantId, subscriptionId: SubscriptionId) => void;
 };
@@ -117,6 +123,18 @@ export function createEventService(deps: EventServiceDeps) {
       const delivery = await cancelDelivery(audited, tenantOf(context), id);
       return { delivery: deliveryToWire(delivery) };
     },
+
+    async cancelDeliveries(request, context) {
+      const id = parseSubscriptionId(request.subscriptionId);
+      const audited = db.audited(context.change('deliveries.cancel', id));
+      return { cancelledCount: await cancelDeliveries(audited, tenantOf(context), id) };
+    },
+
+    async replayEvents(request, context) {
+      const subscriptionId = parseSubscriptionId(request.subscriptionId);
+      const what = { kind: 'events', subscriptionId, filter: toEventFilter(request.filter) } as const;
+      return { replay: await startReplay(deps, context, 'events.replay', what, request) };
+    },
   });
 }
 
@@ -148,6 +166,7 @@ function eventToWire(e: StoredEvent): Event {
     source: e.source,
     subject: e.subject,
     idempotencyKey: e.idempotencyKey,
+    orderingKey: e.orderingKey,
     metadata: { ...e.metadata },
     payloadBytes: e.payloadBytes,
     createTime: timestampFromMs(e.createdAtMs),
@@ -184,8 +203,22 @@ function attemptToWire(deliveryId: DeliveryId, a: StoredAttempt): Attempt {
     errorClass: a.errorClass,
     errorMessage: a.errorMessage,
     startTime: timestampFromMs(a.startedAtMs),
-    duration: { seconds: BigInt(Math.floor(a.durationUs / 1e6)), nanos: (a.durationUs % 1e6) * 1000 },
+    duration: durationOf(a.durationUs),
     responseBody: a.responseBody,
     ...(a.nextAttemptAtMs === undefined ? {} : { nextAttemptTime: timestampFromMs(a.nextAttemptAtMs) }),
+    timing: timingToWire(a.timing),
+    responseHeaders: { ...a.responseHeaders },
+    batchSize: a.batchSize,
   });
+}
+
+const durationOf = (us: number) => ({ seconds: BigInt(Math.floor(us / 1e6)), nanos: (us % 1e6) * 1000 });
+
+function timingToWire({ dnsUs, connectUs, tlsUs, firstByteUs }: StoredAttempt['timing']) {
+  return {
+    ...(dnsUs === undefined ? {} : { dns: durationOf(dnsUs) }),
+    ...(connectUs === undefined ? {} : { connect: durationOf(connectUs) }),
+    ...(tlsUs === undefined ? {} : { tls: durationOf(tlsUs) }),
+    ...(firstByteUs === undefined ? {} : { firstByte: durationOf(firstByteUs) }),
+  };
 }

@@ -137,6 +137,7 @@ function toDraft(input: EventInput): EventDraft {
     source: input.source,
     subject: input.subject,
     idempotencyKey: input.idempotencyKey,
+    orderingKey: input.orderingKey,
     deliverAfterMs: input.deliverAfter === undefined ? undefined : timestampMs(input.deliverAfter),
     metadata: input.metadata,
   };

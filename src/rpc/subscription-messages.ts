@@ -2,7 +2,10 @@
 import { create, type MessageInitShape } from '@bufbuild/protobuf';
 import { type Duration, durationFromMs, durationMs, timestampFromMs } from '@bufbuild/protobuf/wkt';
 import {
+  BatchFormat,
   Jitter,
+  OnDeadLetter,
+  Ordering,
   SubscriptionSchema,
   type EndpointAuth as WireAuth,
   BreakerState as WireBreaker,
@@ -18,14 +21,17 @@ import { invalidField, type Violations } from '../domain/errors.ts';
 import { checkMetadata } from '../domain/event.ts';
 import { formatPublicKey, type SignatureScheme } from '../domain/signature.ts';
 import {
+  type BatchPolicy,
   type BreakerRecord,
   checkAttemptTimeout,
+  checkBatch,
   checkDescription,
   checkEventTypes,
   checkHeaders,
   checkLimits,
   checkRetryPolicy,
   DEFAULT_ATTEMPT_TIMEOUT_MS,
+  DEFAULT_BATCH,
   type Subscription,
   type SubscriptionSettings,
   type SubscriptionState,
@@ -40,6 +46,8 @@ export const SERVER_SET: readonly (readonly [string, (s: WireSubscription) => bo
   ['update_time', (s) => s.updateTime !== undefined],
   ['public_keys', (s) => s.publicKeys.length > 0],
   ['breaker', (s) => s.breaker !== undefined],
+  ['verify_time', (s) => s.verifyTime !== undefined],
+  ['failing_since_time', (s) => s.failingSinceTime !== undefined],
 ];
 
 /** What an update mask can name. */
@@ -58,6 +66,9 @@ const FIELD_OF_PATH: Readonly<Record<string, SettingsField>> = {
   max_in_flight: 'maxInFlight',
   auth: 'auth',
   tls: 'tls',
+  ordering: 'ordering',
+  on_dead_letter: 'onDeadLetter',
+  batch: 'batch',
 };
 export const ALL_FIELDS: ReadonlySet<SettingsField> = new Set(Object.values(FIELD_OF_PATH));
 
@@ -98,6 +109,30 @@ export function toSettings(input: WireSubscription): SubscriptionSettings {
     compatibilityHeaders: input.compatibilityHeaders,
     maxPerSecond: input.maxPerSecond === 0 ? undefined : input.maxPerSecond,
     maxInFlight: input.maxInFlight === 0 ? undefined : input.maxInFlight,
+    ordering: ORDERING_NAMES[input.ordering] ?? 'none',
+    onDeadLetter: input.onDeadLetter === OnDeadLetter.STOP ? 'stop' : 'skip',
+    batch: toBatch(input),
+  };
+}
+
+const ORDERING_NAMES: Readonly<Record<number, SubscriptionSettings['ordering']>> = {
+  [Ordering.NONE]: 'none',
+  [Ordering.SUBSCRIPTION]: 'subscription',
+  [Ordering.KEY]: 'key',
+};
+const WIRE_ORDERINGS: Readonly<Record<SubscriptionSettings['ordering'], Ordering>> = {
+  none: Ordering.UNSPECIFIED,
+  subscription: Ordering.SUBSCRIPTION,
+  key: Ordering.KEY,
+};
+
+function toBatch({ batch }: WireSubscription): BatchPolicy | undefined {
+  if (batch === undefined) return undefined;
+  return {
+    maxEvents: batch.maxEvents === 0 ? DEFAULT_BATCH.maxEvents : batch.maxEvents,
+    maxBytes: batch.maxBytes === 0 ? DEFAULT_BATCH.maxBytes : batch.maxBytes,
+    maxWaitMs: batch.maxWait === undefined ? DEFAULT_BATCH.maxWaitMs : msOf(batch.maxWait),
+    format: batch.format === BatchFormat.CLOUDEVENTS ? 'cloudevents' : 'json_array',
   };
 }
 
@@ -148,6 +183,7 @@ export function checkSettings(
   if (fields.has('attemptTimeoutMs'))
     checkAttemptTimeout(settings.attemptTimeoutMs, `${at}.attempt_timeout`, wrong);
   if (fields.has('metadata')) checkMetadata(settings.metadata, `${at}.metadata`, wrong);
+  if (fields.has('batch') && settings.batch !== undefined) checkBatch(settings.batch, `${at}.batch`, wrong);
 }
 
 /** The settings before, with those fields that are given. */
@@ -170,6 +206,9 @@ export function merge(
     compatibilityHeaders: pick('compatibilityHeaders'),
     maxPerSecond: pick('maxPerSecond'),
     maxInFlight: pick('maxInFlight'),
+    ordering: pick('ordering'),
+    onDeadLetter: pick('onDeadLetter'),
+    batch: pick('batch'),
   };
 }
 
@@ -252,6 +291,19 @@ export function checkEnums(
   wrong: Violations,
 ): void {
   if (fields.has('retryPolicy')) checkJitter(input, wrong);
+  const at = 'subscription';
+  if (fields.has('ordering')) {
+    const ok = input.ordering === Ordering.UNSPECIFIED || ORDERING_NAMES[input.ordering] !== undefined;
+    wrong.check(ok, `${at}.ordering`, 'must be ORDERING_NONE, ORDERING_SUBSCRIPTION or ORDERING_KEY');
+  }
+  if (fields.has('onDeadLetter')) {
+    const ok = Object.values(OnDeadLetter).some((value) => value === input.onDeadLetter);
+    wrong.check(ok, `${at}.on_dead_letter`, 'must be ON_DEAD_LETTER_SKIP or ON_DEAD_LETTER_STOP');
+  }
+  if (fields.has('batch')) {
+    const ok = Object.values(BatchFormat).some((f) => f === (input.batch?.format ?? BatchFormat.UNSPECIFIED));
+    wrong.check(ok, `${at}.batch.format`, 'must be BATCH_FORMAT_JSON_ARRAY or BATCH_FORMAT_CLOUDEVENTS');
+  }
   if (!fields.has('signatureSchemes')) return;
   const known = input.signatureSchemes.every((scheme) => schemeOf(scheme) !== undefined);
   const path = 'subscription.signature_schemes';
@@ -291,11 +343,13 @@ export const STATE_NAMES: Readonly<Record<number, SubscriptionState>> = {
   [WireState.ACTIVE]: 'active',
   [WireState.PAUSED]: 'paused',
   [WireState.DISABLED]: 'disabled',
+  [WireState.PENDING_VERIFICATION]: 'pending_verification',
 };
 const WIRE_STATES: Readonly<Record<SubscriptionState, WireState>> = {
   active: WireState.ACTIVE,
   paused: WireState.PAUSED,
   disabled: WireState.DISABLED,
+  pending_verification: WireState.PENDING_VERIFICATION,
 };
 
 type SubscriptionInit = MessageInitShape<typeof SubscriptionSchema>;
@@ -324,9 +378,21 @@ export function toWire(s: Subscription, credentials: EndpointCredentials, nowMs:
     maxInFlight: s.maxInFlight ?? 0,
     publicKeys: s.publicKeys.map(formatPublicKey),
     breaker: breakerToWire(s.breaker, nowMs),
+    ordering: WIRE_ORDERINGS[s.ordering],
+    onDeadLetter: s.onDeadLetter === 'stop' ? OnDeadLetter.STOP : OnDeadLetter.UNSPECIFIED,
+    ...(s.batch === undefined ? {} : { batch: batchToWire(s.batch) }),
+    ...(s.verifiedAtMs === undefined ? {} : { verifyTime: timestampFromMs(s.verifiedAtMs) }),
+    ...(s.failingSinceMs === undefined ? {} : { failingSinceTime: timestampFromMs(s.failingSinceMs) }),
     ...credentialsToWire(credentials),
   });
 }
+
+const batchToWire = ({ maxEvents, maxBytes, maxWaitMs, format }: BatchPolicy) => ({
+  maxEvents,
+  maxBytes,
+  maxWait: durationFromMs(maxWaitMs),
+  format: format === 'cloudevents' ? BatchFormat.CLOUDEVENTS : BatchFormat.JSON_ARRAY,
+});
 
 type PolicyInit = NonNullable<MessageInitShape<typeof SubscriptionSchema>['retryPolicy']>;
 

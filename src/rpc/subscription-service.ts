@@ -6,7 +6,7 @@ import {
   SubscriptionState as WireState,
   type Subscription as WireSubscription,
 } from '../../gen/dispatch/v1/subscription_service_pb.ts';
-import type { TestResult } from '../delivery/test-delivery.ts';
+import type { TestResult, Verification } from '../delivery/test-delivery.ts';
 import { type EndpointCredentials, NO_CREDENTIALS } from '../domain/credentials.ts';
 import { invalidField, Violations } from '../domain/errors.ts';
 import { eventTypeProblem } from '../domain/event-type.ts';
@@ -19,6 +19,7 @@ import {
   uuidOf,
 } from '../domain/ids.ts';
 import { isUuid, pageToken, parsePage } from '../domain/page.ts';
+import type { TenantPolicy } from '../domain/policy.ts';
 import type { Quota } from '../domain/quota.ts';
 import { type MasterKeys, seal } from '../domain/sealing.ts';
 import {
@@ -41,10 +42,11 @@ import {
   rotateSecret,
   type SubscriptionChange,
   setSubscriptionState,
+  setVerified,
   updateSubscription,
 } from '../storage/subscriptions.ts';
 import { openCredentials } from '../storage/tenant-configs.ts';
-import { getOwnQuota } from '../storage/tenants.ts';
+import { getOwnQuota, getTenant } from '../storage/tenants.ts';
 import { bindService, tenantOf } from './call-path.ts';
 import {
   ALL_FIELDS,
@@ -83,6 +85,9 @@ export type SubscriptionServiceDeps = {
     subscriptionId: SubscriptionId,
     event: { readonly type: string; readonly payload: Buffer },
   ) => Promise<TestResult>;
+  /** Sends a challenge to a subscription's endpoint. */
+  readonly verify: (tenantId: TenantId, subscriptionId: SubscriptionId) => Promise<Verification>;
+  readonly defaultPolicy: TenantPolicy;
 };
 
 const MAX_TEST_BYTES = 64 * 1024;
@@ -135,6 +140,12 @@ export function createSubscriptionService(deps: SubscriptionServiceDeps) {
     ...(await getOwnQuota(db, tenantId)),
   });
 
+  /** Whether a tenant's new endpoints have to prove themselves first. */
+  async function mustVerify(tenantId: TenantId): Promise<boolean> {
+    const { policy } = await getTenant(db, tenantId);
+    return policy.requireVerification ?? deps.defaultPolicy.requireVerification;
+  }
+
   const judgeFor =
     (quota: Quota): JudgeUrl =>
     (text) =>
@@ -146,9 +157,9 @@ export function createSubscriptionService(deps: SubscriptionServiceDeps) {
     state: 'active' | 'paused',
     audited: Database,
   ): Promise<Subscription> {
-    const after = await setSubscriptionState(audited, tenantId, id, state, '');
+    const { subscription } = await setSubscriptionState(audited, tenantId, id, state, '');
     changed(tenantId);
-    return after;
+    return subscription;
   }
 
   return bindService(SubscriptionService, {
@@ -184,6 +195,7 @@ export function createSubscriptionService(deps: SubscriptionServiceDeps) {
         made.map((m) => m.stored),
         sealCredentials(tenantId, id, credentials),
         quota.maxSubscriptions,
+        (await mustVerify(tenantId)) ? 'pending_verification' : 'active',
       );
       changed(tenantId);
       return { subscription: shown(created), secret: secretOf(made) };
@@ -198,7 +210,7 @@ export function createSubscriptionService(deps: SubscriptionServiceDeps) {
       const tenantId = tenantOf(context);
       const state = request.state === WireState.UNSPECIFIED ? undefined : STATE_NAMES[request.state];
       if (state === undefined && request.state !== WireState.UNSPECIFIED) {
-        throw invalidField('state', 'must be ACTIVE, PAUSED or DISABLED, or left out');
+        throw invalidField('state', 'must be ACTIVE, PAUSED, DISABLED or PENDING_VERIFICATION, or left out');
       }
       const scope = `subscriptions/${tenantId}/${state ?? ''}`;
       const page = parsePage(request, scope, 500, isUuid);
@@ -225,6 +237,7 @@ export function createSubscriptionService(deps: SubscriptionServiceDeps) {
       checkTenant(input, tenantId, wrong);
       checkEnums(input, fields, wrong);
       const credentials = toCredentials(input, fields, judge, wrong);
+      const verifiesNew = await mustVerify(tenantId);
       let made: MadeSecret[] = [];
       const change = (before: Subscription): SubscriptionChange => {
         const settings = merge(before, given, fields);
@@ -240,6 +253,7 @@ export function createSubscriptionService(deps: SubscriptionServiceDeps) {
           settings,
           credentials: touched ? sealCredentials(tenantId, id, after) : 'unchanged',
           secrets: made.map((m) => m.stored),
+          mustVerify: verifiesNew && settings.url !== before.url,
         };
       };
       const detail = { fields: [...fields].join(',') };
@@ -311,6 +325,21 @@ export function createSubscriptionService(deps: SubscriptionServiceDeps) {
       await getSubscription(db.audited(context.change('subscription.test', id)), tenantId, id);
       const { durationMs, ...result } = await deps.test(tenantId, id, { type, payload });
       return { ...result, duration: durationFromMs(Math.round(durationMs)) };
+    },
+
+    async verifySubscription(request, context) {
+      const tenantId = tenantOf(context);
+      const id = parseSubscriptionId(request.subscriptionId);
+      await getSubscription(db, tenantId, id);
+      const { url, ...answer } = await deps.verify(tenantId, id);
+      const detail = { verified: answer.verified };
+      const audited = db.audited(context.change('subscription.verify', id, detail));
+      if (!answer.verified)
+        return { ...answer, subscription: shown(await getSubscription(audited, tenantId, id)) };
+      const subscription = await setVerified(audited, tenantId, id, url);
+      changed(tenantId);
+      deps.ready(tenantId, id);
+      return { ...answer, subscription: shown(subscription) };
     },
   });
 }

@@ -1,14 +1,16 @@
 // The messages of TenantService to and from the domain.
 import { create, type MessageInitShape } from '@bufbuild/protobuf';
-import { timestampFromMs } from '@bufbuild/protobuf/wkt';
+import { durationFromMs, durationMs, timestampFromMs } from '@bufbuild/protobuf/wkt';
 import {
   ApiKeySchema,
   type AuditEntrySchema,
+  DeadLetterExpiry,
   type GetUsageRequest,
   type QuotaSchema,
   TenantSchema,
   UsageInterval,
   type ApiKey as WireApiKey,
+  type TenantPolicy as WirePolicy,
   type Quota as WireQuota,
   Role as WireRole,
   TenantState as WireState,
@@ -16,6 +18,7 @@ import {
 } from '../../gen/dispatch/v1/tenant_service_pb.ts';
 import { PLATFORM } from '../domain/audit.ts';
 import { invalidField } from '../domain/errors.ts';
+import type { TenantPolicy } from '../domain/policy.ts';
 import { QUOTA_FIELDS, type Quota, type QuotaField, wireName } from '../domain/quota.ts';
 import type { KeyRole } from '../domain/roles.ts';
 import type { ApiKey, Tenant, TenantState } from '../domain/tenant.ts';
@@ -37,7 +40,49 @@ export function toWire(tenant: Tenant): WireTenant {
     state: WIRE_STATES[tenant.state],
     createTime: timestampFromMs(tenant.createdAtMs),
     updateTime: timestampFromMs(tenant.updatedAtMs),
+    policy: policyToWire(tenant.policy),
   });
+}
+
+const EXPIRY_NAMES: Readonly<Record<number, TenantPolicy['deadLetterExpiry']>> = {
+  [DeadLetterExpiry.ARCHIVE]: 'archive',
+  [DeadLetterExpiry.DISCARD]: 'discard',
+};
+const WIRE_EXPIRIES: Readonly<Record<TenantPolicy['deadLetterExpiry'], DeadLetterExpiry>> = {
+  none: DeadLetterExpiry.UNSPECIFIED,
+  archive: DeadLetterExpiry.ARCHIVE,
+  discard: DeadLetterExpiry.DISCARD,
+};
+
+/** The fields that are set, unchecked; an expiry that is not known is an empty text, which no check lets pass. */
+export function policyFromWire(wire: WirePolicy | undefined): Partial<TenantPolicy> {
+  if (wire === undefined) return {};
+  const { requireVerification, autoDisableAfter, autoDisableFailures, probeInterval } = wire;
+  const { deadLetterDays, deadLetterExpiry } = wire;
+  const expiry = EXPIRY_NAMES[deadLetterExpiry] ?? ('' as TenantPolicy['deadLetterExpiry']);
+  return {
+    ...(requireVerification === undefined ? {} : { requireVerification }),
+    ...(autoDisableAfter === undefined ? {} : { autoDisableAfterMs: durationMs(autoDisableAfter) }),
+    ...(autoDisableFailures === undefined ? {} : { autoDisableFailures }),
+    ...(probeInterval === undefined ? {} : { probeIntervalMs: durationMs(probeInterval) }),
+    ...(deadLetterDays === undefined ? {} : { deadLetterDays }),
+    ...(deadLetterExpiry === DeadLetterExpiry.UNSPECIFIED ? {} : { deadLetterExpiry: expiry }),
+  };
+}
+
+function policyToWire(
+  policy: Partial<TenantPolicy>,
+): NonNullable<MessageInitShape<typeof TenantSchema>['policy']> {
+  const { requireVerification, autoDisableAfterMs, autoDisableFailures, probeIntervalMs } = policy;
+  const { deadLetterDays, deadLetterExpiry } = policy;
+  return {
+    ...(requireVerification === undefined ? {} : { requireVerification }),
+    ...(autoDisableAfterMs === undefined ? {} : { autoDisableAfter: durationFromMs(autoDisableAfterMs) }),
+    ...(autoDisableFailures === undefined ? {} : { autoDisableFailures }),
+    ...(probeIntervalMs === undefined ? {} : { probeInterval: durationFromMs(probeIntervalMs) }),
+    ...(deadLetterDays === undefined ? {} : { deadLetterDays }),
+    deadLetterExpiry: WIRE_EXPIRIES[deadLetterExpiry ?? 'none'],
+  };
 }
 
 /** A key's record as it is shown. */

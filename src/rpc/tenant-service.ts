@@ -1,6 +1,10 @@
 // TenantService: tenants, their keys, quotas and usage, and the audit log.
 import { timestampFromMs } from '@bufbuild/protobuf/wkt';
-import { TenantService, TenantState as WireState } from '../../gen/dispatch/v1/tenant_service_pb.ts';
+import {
+  TenantService,
+  TenantState as WireState,
+  type Tenant as WireTenant,
+} from '../../gen/dispatch/v1/tenant_service_pb.ts';
 import { formatApiKey, hashApiKey } from '../domain/api-key.ts';
 import { PLATFORM } from '../domain/audit.ts';
 import { invalidField, Violations } from '../domain/errors.ts';
@@ -14,6 +18,7 @@ import {
   uuidOf,
 } from '../domain/ids.ts';
 import { isUuid, pageToken, parsePage } from '../domain/page.ts';
+import { checkPolicy } from '../domain/policy.ts';
 import { checkQuota, type Quota, wireName } from '../domain/quota.ts';
 import { checkDescription } from '../domain/subscription.ts';
 import type { Tenant, TenantState } from '../domain/tenant.ts';
@@ -27,7 +32,6 @@ import {
   listTenants,
   setOwnQuota,
   setTenantState,
-  type TenantSettings,
   updateTenant,
 } from '../storage/tenants.ts';
 import { readUsage } from '../storage/usage.ts';
@@ -39,6 +43,7 @@ import {
   mergeQuota,
   parseQuotaMask,
   parseUsageRequest,
+  policyFromWire,
   quotaAnswer,
   quotaFromWire,
   roleOf,
@@ -87,7 +92,8 @@ export function createTenantService(deps: TenantServiceDeps) {
       checkSettings(input, wrong);
       wrong.throwIfAny();
       const audited = db.audited(context.change('tenant.create', tenantId));
-      return { tenant: toWire(await createTenant(audited, tenantId, input)) };
+      const settings = { ...input, policy: policyFromWire(input.policy) };
+      return { tenant: toWire(await createTenant(audited, tenantId, settings)) };
     },
 
     async getTenant(_request, context) {
@@ -108,7 +114,7 @@ export function createTenantService(deps: TenantServiceDeps) {
       if (input === undefined) throw invalidField('tenant', 'is required');
       const tenantId = parseTenantId(input.tenantId, 'tenant.tenant_id');
       const paths = request.updateMask?.paths ?? [];
-      const known = ['display_name', 'metadata'];
+      const known = ['display_name', 'metadata', 'policy'];
       if (paths.length === 0) throw invalidField('update_mask', `is required: any of ${known.join(', ')}`);
       for (const path of paths) {
         if (known.includes(path)) continue;
@@ -123,6 +129,7 @@ export function createTenantService(deps: TenantServiceDeps) {
       const tenant = await updateTenant(audited, tenantId, (before) => ({
         displayName: paths.includes('display_name') ? input.displayName : before.displayName,
         metadata: paths.includes('metadata') ? input.metadata : before.metadata,
+        policy: paths.includes('policy') ? policyFromWire(input.policy) : before.policy,
       }));
       return { tenant: toWire(tenant) };
     },
@@ -258,7 +265,8 @@ export function createTenantService(deps: TenantServiceDeps) {
   });
 }
 
-function checkSettings(input: TenantSettings, wrong: Violations): void {
+function checkSettings(input: WireTenant, wrong: Violations): void {
   checkDescription(input.displayName, 128, 'tenant.display_name', wrong);
   checkMetadata(input.metadata, 'tenant.metadata', wrong);
+  checkPolicy(policyFromWire(input.policy), 'tenant.policy', wrong);
 }

@@ -1,7 +1,8 @@
-// Dead letters and the jobs that replay them. Tables: dead_letters, replays, deliveries, closed_deliveries. Tenants'
-// calls run as dispatch_tenant; the job's steps as dispatch_engine.
+// Dead letters: deliveries that were given up. Tables: dead_letters, deliveries, closed_deliveries. Runs as
+// dispatch_tenant. A dead letter that stops its line has a row in the queue that is due never: it goes when the dead
+// letter is replayed or discarded.
 import { z } from 'zod';
-import type { DeadLetterReason, ErrorClass } from '../domain/delivery.ts';
+import { DEAD_LETTER_REASONS, type DeadLetterReason, type ErrorClass } from '../domain/delivery.ts';
 import { DispatchError, notFound } from '../domain/errors.ts';
 import { matchesPattern } from '../domain/event-type.ts';
 import {
@@ -10,7 +11,6 @@ import {
   encodeId,
   eventIdOf,
   idFromUuid,
-  type ReplayId,
   type SubscriptionId,
   type TenantId,
   uuidOf,
@@ -35,15 +35,21 @@ export type DeadLetter = {
   readonly lastResponseBody: Buffer | undefined;
   readonly attemptCount: number;
   readonly deadAtMs: number;
+  readonly archivedAtMs: number | undefined;
 };
 
 /** Which dead letters; fields that are set must all match. As it lies in replays.filter. */
 export const deadLetterFilterSchema = z.object({
   subscriptionId: z.string().optional(),
   eventType: z.string().optional(),
-  reason: z.enum(['attempts_exhausted', 'max_age_exceeded', 'event_expired']).optional(),
+  reason: z.enum(DEAD_LETTER_REASONS).optional(),
   startMs: z.number().optional(),
   endMs: z.number().optional(),
+  /** -1: no response came. */
+  lastStatus: z.number().optional(),
+  lastErrorClass: z.string().optional(),
+  /** Those that are archived instead of the others. */
+  archived: z.boolean().optional(),
 });
 export type DeadLetterFilter = z.infer<typeof deadLetterFilterSchema>;
 
@@ -51,17 +57,18 @@ const deadLetterRow = z.object({
   id: z.string(),
   subscription_id: z.string(),
   event_type: z.string(),
-  reason: z.enum(['attempts_exhausted', 'max_age_exceeded', 'event_expired']),
+  reason: z.enum(DEAD_LETTER_REASONS),
   last_status: z.number().nullable(),
   last_error_class: z.string(),
   last_error_message: z.string(),
   last_response_body: z.instanceof(Buffer).nullable(),
   attempt_count: z.number(),
   dead_at: z.number(),
+  archived_at: z.number().nullable(),
 });
 
 const COLUMNS = sql.fragment`id, subscription_id, event_type, reason, last_status, last_error_class,
-  last_error_message, attempt_count, dead_at`;
+  last_error_message, attempt_count, dead_at, archived_at`;
 
 function toDeadLetter(tenantId: TenantId, row: z.infer<typeof deadLetterRow>): DeadLetter {
   const bytes = Buffer.from(row.id.replaceAll('-', ''), 'hex');
@@ -79,6 +86,7 @@ function toDeadLetter(tenantId: TenantId, row: z.infer<typeof deadLetterRow>): D
     lastResponseBody: row.last_response_body ?? undefined,
     attemptCount: row.attempt_count,
     deadAtMs: row.dead_at,
+    archivedAtMs: row.archived_at ?? undefined,
   };
 }
 
@@ -109,8 +117,10 @@ export async function listDeadLetters(
     subscriptionId === undefined
       ? sql.fragment``
       : sql.fragment`AND subscription_id = ${uuidOf(subscriptionId)}`;
-  const { subscriptionId: _inSql, ...rest } = filter;
+  const { subscriptionId: _inSql, archived, ...rest } = filter;
   const filtered = Object.values(rest).some((value) => value !== undefined);
+  const shelf =
+    archived === true ? sql.fragment`AND archived_at IS NOT NULL` : sql.fragment`AND archived_at IS NULL`;
   return db.inTenant(tenantId, (tx) =>
     scanPage(
       page,
@@ -118,7 +128,7 @@ export async function listDeadLetters(
         const below = after === undefined ? sql.fragment`` : sql.fragment`AND id < ${after}`;
         const rows = await tx.any(sql.type(deadLetterRow)`
           SELECT ${COLUMNS}, NULL::bytea AS last_response_body FROM dead_letters
-          WHERE tenant_id = ${tenantId} ${ofSubscription} ${below} ORDER BY id DESC LIMIT ${limit}`);
+          WHERE tenant_id = ${tenantId} ${ofSubscription} ${shelf} ${below} ORDER BY id DESC LIMIT ${limit}`);
         return rows.map((row) => toDeadLetter(tenantId, row));
       },
       (letter) => letter.uuid,
@@ -132,13 +142,23 @@ function matchesFilter(filter: DeadLetterFilter, letter: DeadLetter): boolean {
     (filter.eventType === undefined || matchesPattern(filter.eventType, letter.eventType)) &&
     (filter.reason === undefined || filter.reason === letter.reason) &&
     (filter.startMs === undefined || letter.deadAtMs >= filter.startMs) &&
-    (filter.endMs === undefined || letter.deadAtMs < filter.endMs)
+    (filter.endMs === undefined || letter.deadAtMs < filter.endMs) &&
+    (filter.lastStatus === undefined || Math.max(0, filter.lastStatus) === letter.lastStatus) &&
+    (filter.lastErrorClass === undefined || filter.lastErrorClass === letter.lastErrorClass)
   );
 }
 
-/** The filter as SQL over `d`, a row of dead_letters. Patterns hold only letters, digits, `_`, `-`, `.` and `*`. */
-function filterSql(filter: DeadLetterFilter) {
-  const parts = [sql.fragment`true`];
+/** The filter as SQL over `d`, a row of dead_letters. */
+export function filterSql(filter: DeadLetterFilter) {
+  const parts = [
+    filter.archived === true ? sql.fragment`d.archived_at IS NOT NULL` : sql.fragment`d.archived_at IS NULL`,
+  ];
+  if (filter.lastStatus !== undefined) {
+    const status = filter.lastStatus < 0 ? null : filter.lastStatus;
+    parts.push(sql.fragment`d.last_status IS NOT DISTINCT FROM ${status}::int2`);
+  }
+  if (filter.lastErrorClass !== undefined)
+    parts.push(sql.fragment`d.last_error_class = ${filter.lastErrorClass}`);
   if (filter.subscriptionId !== undefined)
     parts.push(sql.fragment`d.subscription_id = ${uuidOf(filter.subscriptionId)}`);
   if (filter.reason !== undefined) parts.push(sql.fragment`d.reason = ${filter.reason}`);
@@ -151,18 +171,28 @@ function filterSql(filter: DeadLetterFilter) {
   return sql.join(parts, sql.fragment` AND `);
 }
 
-function patternRegex(pattern: string): string {
+/**
+ * A pattern as a regular expression of Postgres; it holds only letters, digits, `_`, `-`, `.` and `*`. As everywhere,
+ * wildcards do not match dispatch's own events.
+ */
+export function patternRegex(pattern: string): string {
   const segments = pattern.split('.').map((s) => (s === '**' ? '.+' : s === '*' ? '[^.]+' : s));
-  return `^${segments.join('\\.')}$`;
+  const own = pattern.startsWith('*') ? '(?!dispatch\\.)' : '';
+  return `^${own}${segments.join('\\.')}$`;
 }
 
-// The retry schedule begins anew: retry_base is where the attempt count stood.
-const REQUEUE = sql.fragment`INSERT INTO deliveries
-    (tenant_id, id, subscription_id, run_at, round_at, attempt_count, retry_base)
-  SELECT tenant_id, id, subscription_id, now(), now(), attempt_count, attempt_count FROM moved`;
+/**
+ * From `moved`, deleted dead letters, to the queue: due at `dueAt`, an expression over it. The retry schedule begins anew:
+ * retry_base is where the attempt count stood. One that stopped its line is there already, and goes on in its place.
+ */
+export const requeue = (dueAt: ReturnType<typeof sql.fragment>) => sql.fragment`INSERT INTO deliveries AS q
+    (tenant_id, id, subscription_id, run_at, round_at, attempt_count, retry_base, order_key, order_seq)
+  SELECT tenant_id, id, subscription_id, ${dueAt}, ${dueAt}, attempt_count, attempt_count, order_key, order_seq FROM moved
+  ON CONFLICT (tenant_id, id) DO UPDATE SET run_at = excluded.run_at, round_at = excluded.round_at, lease = NULL,
+    attempt_count = excluded.attempt_count, retry_base = excluded.retry_base`;
 
 // attempt is a smallint: a delivery that was tried this often is not replayed any more.
-const REPLAYABLE = sql.fragment`d.attempt_count < 30000 AND EXISTS (SELECT FROM subscriptions s
+export const REPLAYABLE = sql.fragment`d.attempt_count < 30000 AND EXISTS (SELECT FROM subscriptions s
   WHERE s.tenant_id = d.tenant_id AND s.id = d.subscription_id AND s.deleted_at IS NULL)`;
 
 /** Makes one a pending delivery again, due now. Returns its subscription. */
@@ -175,7 +205,7 @@ export async function replayDeadLetter(
     const moved = await tx.maybeOneFirst(sql.type(z.object({ subscription_id: z.string() }))`
       WITH moved AS (
         DELETE FROM dead_letters d WHERE tenant_id = ${tenantId} AND id = ${uuidOf(deliveryId)} AND ${REPLAYABLE}
-        RETURNING *), queued AS (${REQUEUE})
+        RETURNING *), queued AS (${requeue(sql.fragment`now()`)})
       SELECT subscription_id FROM moved`);
     if (moved !== null) return idFromUuid('sub', moved) as SubscriptionId;
     const exists = await tx.exists(sql.type(z.object({}))`
@@ -210,130 +240,12 @@ export async function discardDeadLetters(
         DELETE FROM dead_letters WHERE tenant_id = ${tenantId} AND id IN (
           SELECT id FROM dead_letters d WHERE d.tenant_id = ${tenantId} AND ${condition}
           ORDER BY id LIMIT ${MAX_DISCARD} FOR UPDATE)
-        RETURNING tenant_id, id, subscription_id, attempt_count)
+        RETURNING tenant_id, id, subscription_id, attempt_count),
+      opened AS (
+        DELETE FROM deliveries q USING gone
+        WHERE q.tenant_id = gone.tenant_id AND q.id = gone.id AND q.run_at = 'infinity')
       INSERT INTO closed_deliveries (tenant_id, id, subscription_id, state, attempt_count)
       SELECT tenant_id, id, subscription_id, 'discarded', attempt_count FROM gone`),
   );
   return result.rowCount;
-}
-
-/** A replay job. Times in ms since 1970. */
-export type Replay = {
-  readonly tenantId: TenantId;
-  readonly replayId: ReplayId;
-  readonly filter: DeadLetterFilter;
-  readonly state: 'running' | 'finished';
-  readonly replayedCount: number;
-  readonly createdAtMs: number;
-  readonly finishedAtMs: number | undefined;
-};
-
-const replayRow = z.object({
-  tenant_id: z.string(),
-  id: z.string(),
-  filter: deadLetterFilterSchema,
-  state: z.enum(['running', 'finished']),
-  replayed_count: z.number(),
-  created_at: z.number(),
-  finished_at: z.number().nullable(),
-});
-const REPLAY_COLUMNS = sql.fragment`tenant_id, id, filter, state, replayed_count, created_at, finished_at`;
-
-function toReplay(row: z.infer<typeof replayRow>): Replay {
-  return {
-    tenantId: row.tenant_id as TenantId,
-    replayId: idFromUuid('rpl', row.id) as ReplayId,
-    filter: row.filter,
-    state: row.state,
-    replayedCount: row.replayed_count,
-    createdAtMs: row.created_at,
-    finishedAtMs: row.finished_at ?? undefined,
-  };
-}
-
-/** Most jobs of one tenant that are not finished. */
-export const MAX_RUNNING_REPLAYS = 10;
-
-/** Records a job; maintenance carries it out. NOT_FOUND for an unknown tenant, RESOURCE_EXHAUSTED at the limit. */
-export async function createReplay(
-  db: Database,
-  tenantId: TenantId,
-  replayId: ReplayId,
-  filter: DeadLetterFilter,
-): Promise<Replay> {
-  return db.inTenant(tenantId, async (tx) => {
-    const running = await tx.oneFirst(sql.type(z.object({ count: z.number() }))`
-      SELECT count(*) AS count FROM replays WHERE tenant_id = ${tenantId} AND state = 'running'`);
-    if (running >= MAX_RUNNING_REPLAYS) {
-      const message = `${running} replays of tenant ${tenantId} are running, which is the most; wait for one to finish`;
-      throw new DispatchError('RESOURCE_EXHAUSTED', message, {
-        reason: 'TOO_MANY_REPLAYS',
-        retryAfterMs: 10_000,
-      });
-    }
-    const row = await tx.maybeOne(sql.type(replayRow)`
-      INSERT INTO replays (tenant_id, id, filter, state)
-      SELECT tenant_id, ${uuidOf(replayId)}::uuid, ${sql.jsonb(filter)}, 'running'
-      FROM tenants WHERE tenant_id = ${tenantId} AND state <> 'deleting' RETURNING ${REPLAY_COLUMNS}`);
-    if (row === null) throw notFound('tenant', tenantId);
-    return toReplay(row);
-  });
-}
-
-/** NOT_FOUND if it is not this tenant's. */
-export async function getReplay(db: Database, tenantId: TenantId, replayId: ReplayId): Promise<Replay> {
-  const row = await db.inTenant(tenantId, (tx) =>
-    tx.maybeOne(sql.type(replayRow)`
-      SELECT ${REPLAY_COLUMNS} FROM replays WHERE tenant_id = ${tenantId} AND id = ${uuidOf(replayId)}`),
-  );
-  if (row === null) throw notFound('replay', replayId);
-  return toReplay(row);
-}
-
-/** Up to 100 jobs that are not finished, oldest first. */
-export async function runningReplays(db: Pick<Database, 'many'>): Promise<Replay[]> {
-  const rows = await db.many.any(sql.type(replayRow)`
-    SELECT ${REPLAY_COLUMNS} FROM replays WHERE state = 'running' ORDER BY created_at LIMIT 100`);
-  return rows.map(toReplay);
-}
-
-const STEP = 1_000;
-
-/**
- * Carries a job one step on: looks at the next 1,000 dead letters, from new to old, and requeues those that match.
- * What was moved, the count and the place reached are committed together, so a job that was cut short goes on where
- * it stopped and replays nothing twice. Returns how many were requeued and whether the job is finished.
- */
-export async function stepReplay(
-  db: Pick<Database, 'many'>,
-  replay: Pick<Replay, 'tenantId' | 'replayId'>,
-): Promise<{ readonly movedCount: number; readonly finished: boolean }> {
-  return db.many.transaction(async (tx) => {
-    const job = await tx.maybeOne(sql.type(
-      z.object({ filter: deadLetterFilterSchema, reached: z.string().nullable(), created_at: z.number() }),
-    )`SELECT filter, reached, created_at FROM replays
-      WHERE tenant_id = ${replay.tenantId} AND id = ${uuidOf(replay.replayId)} AND state = 'running' FOR UPDATE`);
-    if (job === null) return { movedCount: 0, finished: true };
-    const below = job.reached ?? 'ffffffff-ffff-ffff-ffff-ffffffffffff';
-    const step = await tx.one(sql.type(
-      z.object({ seen: z.number(), moved: z.number(), reached: z.string().nullable() }),
-    )`WITH seen AS MATERIALIZED (
-        SELECT d.tenant_id, d.id FROM dead_letters d
-        WHERE d.tenant_id = ${replay.tenantId} AND d.id < ${below} ORDER BY d.id DESC LIMIT ${STEP}),
-      moved AS (
-        DELETE FROM dead_letters d USING seen WHERE d.tenant_id = seen.tenant_id AND d.id = seen.id
-          AND d.dead_at <= to_timestamp(${job.created_at / 1000}) + interval '1 ms'
-          AND ${filterSql(job.filter)} AND ${REPLAYABLE}
-        RETURNING d.*),
-      queued AS (${REQUEUE})
-      SELECT (SELECT count(*) FROM seen) AS seen, (SELECT count(*) FROM moved) AS moved,
-        (SELECT id FROM seen ORDER BY id LIMIT 1) AS reached`);
-    const finished = step.seen < STEP;
-    await tx.query(sql.typeAlias('void')`
-      UPDATE replays SET replayed_count = replayed_count + ${step.moved},
-        reached = coalesce(${step.reached}::uuid, reached), state = ${finished ? 'finished' : 'running'},
-        finished_at = CASE WHEN ${finished} THEN now() END
-      WHERE tenant_id = ${replay.tenantId} AND id = ${uuidOf(replay.replayId)}`);
-    return { movedCount: step.moved, finished };
-  });
 }

@@ -2,6 +2,7 @@
 // tenant may do to a pending one. Tables: deliveries, dead_letters, closed_deliveries, attempts. Runs as
 // dispatch_tenant. docs/delivery-lifecycle.md has the states.
 import { z } from 'zod';
+import type { AttemptTiming } from '../domain/delivery.ts';
 import { DispatchError, notFound } from '../domain/errors.ts';
 import {
   type DeliveryId,
@@ -80,7 +81,7 @@ function readRange(tx: TenantTransaction, tenantId: TenantId, below: string, fro
           CASE WHEN lease IS NOT NULL AND run_at > now() THEN 'in_flight' ELSE 'pending' END AS state,
           attempt_count, CASE WHEN lease IS NULL OR run_at <= now() THEN run_at END AS next_at,
           NULL::timestamptz AS finished_at
-        FROM deliveries WHERE ${range('id')} ORDER BY id DESC LIMIT ${limit})
+        FROM deliveries WHERE ${range('id')} AND run_at < 'infinity' ORDER BY id DESC LIMIT ${limit})
       UNION ALL
       (SELECT id, subscription_id, 'dead_lettered', attempt_count, NULL, dead_at
         FROM dead_letters WHERE ${range('id')} ORDER BY id DESC LIMIT ${limit})
@@ -173,6 +174,10 @@ export type StoredAttempt = {
   readonly durationUs: number;
   readonly responseBody: Buffer;
   readonly nextAttemptAtMs: number | undefined;
+  readonly timing: AttemptTiming;
+  readonly responseHeaders: Readonly<Record<string, string>>;
+  /** 0: it was no batch. */
+  readonly batchSize: number;
 };
 
 const attemptRow = z.object({
@@ -185,7 +190,14 @@ const attemptRow = z.object({
   duration_us: z.number(),
   next_attempt_at: z.number().nullable(),
   response_body: z.instanceof(Buffer).nullable(),
+  dns_us: z.number().nullable(),
+  connect_us: z.number().nullable(),
+  tls_us: z.number().nullable(),
+  first_byte_us: z.number().nullable(),
+  response_headers: z.string().nullable(),
+  batch_size: z.number().nullable(),
 });
+const headersSchema = z.record(z.string(), z.string());
 
 /** One more than a page of a delivery's attempts after the `after`-th. NOT_FOUND for an unknown delivery. */
 export async function listAttempts(
@@ -198,7 +210,8 @@ export async function listAttempts(
   const rows = await db.inTenant(tenantId, async (tx) => {
     await readDelivery(tx, tenantId, deliveryId);
     return tx.any(sql.type(attemptRow)`
-      SELECT attempt, outcome, status, error_class, error_message, started_at, duration_us, next_attempt_at, response_body
+      SELECT attempt, outcome, status, error_class, error_message, started_at, duration_us, next_attempt_at, response_body,
+        dns_us, connect_us, tls_us, first_byte_us, response_headers, batch_size
       FROM attempts WHERE tenant_id = ${tenantId} AND delivery_id = ${uuidOf(deliveryId)} AND attempt > ${after}
       ORDER BY attempt LIMIT ${size + 1}`);
   });
@@ -212,6 +225,14 @@ export async function listAttempts(
     durationUs: row.duration_us,
     responseBody: row.response_body ?? Buffer.alloc(0),
     nextAttemptAtMs: row.next_attempt_at ?? undefined,
+    timing: {
+      dnsUs: row.dns_us ?? undefined,
+      connectUs: row.connect_us ?? undefined,
+      tlsUs: row.tls_us ?? undefined,
+      firstByteUs: row.first_byte_us ?? undefined,
+    },
+    responseHeaders: headersSchema.parse(JSON.parse(row.response_headers ?? '{}')),
+    batchSize: row.batch_size ?? 0,
   }));
 }
 
@@ -224,7 +245,8 @@ export async function retryDelivery(
   return db.inTenant(tenantId, async (tx) => {
     await tx.query(sql.typeAlias('void')`
       UPDATE deliveries SET run_at = now()
-      WHERE tenant_id = ${tenantId} AND id = ${uuidOf(deliveryId)} AND lease IS NULL AND run_at > now()`);
+      WHERE tenant_id = ${tenantId} AND id = ${uuidOf(deliveryId)} AND lease IS NULL AND run_at > now()
+        AND run_at < 'infinity'`);
     const delivery = await readDelivery(tx, tenantId, deliveryId);
     assertUnfinished(delivery);
     return delivery;
@@ -243,7 +265,8 @@ export async function cancelDelivery(
   return db.inTenant(tenantId, async (tx) => {
     await tx.query(sql.typeAlias('void')`
       WITH gone AS (
-        DELETE FROM deliveries WHERE tenant_id = ${tenantId} AND id = ${uuidOf(deliveryId)}
+        DELETE FROM deliveries
+        WHERE tenant_id = ${tenantId} AND id = ${uuidOf(deliveryId)} AND run_at < 'infinity'
         RETURNING tenant_id, id, subscription_id, attempt_count)
       INSERT INTO closed_deliveries (tenant_id, id, subscription_id, state, attempt_count)
       SELECT tenant_id, id, subscription_id, 'cancelled', attempt_count FROM gone`);
@@ -251,6 +274,33 @@ export async function cancelDelivery(
     if (delivery.state !== 'cancelled') assertUnfinished(delivery);
     return delivery;
   });
+}
+
+/** Most deliveries that one call cancels. */
+const MAX_CANCEL = 1_000;
+
+/** Ends up to 1,000 pending deliveries of a subscription, oldest first. Returns how many. */
+export async function cancelDeliveries(
+  db: Database,
+  tenantId: TenantId,
+  subscriptionId: SubscriptionId,
+): Promise<number> {
+  const result = await db.inTenant(tenantId, async (tx) => {
+    const known = await tx.exists(sql.type(z.object({}))`
+      SELECT FROM subscriptions
+      WHERE tenant_id = ${tenantId} AND id = ${uuidOf(subscriptionId)} AND deleted_at IS NULL`);
+    if (!known) throw notFound('subscription', subscriptionId);
+    return tx.query(sql.typeAlias('void')`
+      WITH gone AS (
+        DELETE FROM deliveries WHERE tenant_id = ${tenantId} AND id IN (
+          SELECT id FROM deliveries
+          WHERE tenant_id = ${tenantId} AND subscription_id = ${uuidOf(subscriptionId)} AND run_at < 'infinity'
+          ORDER BY run_at LIMIT ${MAX_CANCEL} FOR UPDATE SKIP LOCKED)
+        RETURNING tenant_id, id, subscription_id, attempt_count)
+      INSERT INTO closed_deliveries (tenant_id, id, subscription_id, state, attempt_count)
+      SELECT tenant_id, id, subscription_id, 'cancelled', attempt_count FROM gone`);
+  });
+  return result.rowCount;
 }
 
 function assertUnfinished(delivery: StoredDelivery): void {

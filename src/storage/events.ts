@@ -20,6 +20,7 @@ export type StoredEvent = {
   readonly source: string;
   readonly subject: string;
   readonly idempotencyKey: string;
+  readonly orderingKey: string;
   readonly metadata: Readonly<Record<string, string>>;
   readonly createdAtMs: number;
   readonly deliverAfterMs: number | undefined;
@@ -34,12 +35,13 @@ const eventRow = z.object({
   source: z.string().nullable(),
   subject: z.string().nullable(),
   idempotency_key: z.string().nullable(),
+  ordering_key: z.string().nullable(),
   metadata: z.record(z.string(), z.string()).nullable(),
   deliver_after: z.number().nullable(),
 });
 
 const COLUMNS = sql.fragment`id, type, octet_length(payload) AS payload_bytes, content_type, source, subject,
-  idempotency_key, metadata, deliver_after`;
+  idempotency_key, ordering_key, metadata, deliver_after`;
 
 function toEvent(tenantId: TenantId, row: z.infer<typeof eventRow>): StoredEvent {
   const bytes = Buffer.from(row.id.replaceAll('-', ''), 'hex');
@@ -54,6 +56,7 @@ function toEvent(tenantId: TenantId, row: z.infer<typeof eventRow>): StoredEvent
     source: row.source ?? '',
     subject: row.subject ?? '',
     idempotencyKey: row.idempotency_key ?? '',
+    orderingKey: row.ordering_key ?? '',
     metadata: row.metadata ?? {},
     createdAtMs: timeOfId(bytes),
     deliverAfterMs: row.deliver_after ?? undefined,

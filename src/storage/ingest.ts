@@ -1,5 +1,5 @@
 // The statement that stores events: many tenants, one round trip, one fsynced transaction (promise P1).
-// Runs as dispatch_engine. Tables: tenants (read), idempotency_keys, events, deliveries, usage.
+// Runs as dispatch_engine. Tables: tenants (read), idempotency_keys, events, deliveries, usage; sequence delivery_order.
 import type { Pool } from 'pg';
 import { fingerprintOf, IDEMPOTENCY_HOURS, type NewEvent } from '../domain/event.ts';
 import { type EventId, encodeId, idFromUuid, type TenantId } from '../domain/ids.ts';
@@ -28,6 +28,8 @@ export type IngestDelivery = {
   readonly subscriptionId: Buffer;
   /** Stored under this instance's lease: the instance delivers it right after the commit. */
   readonly owned: boolean;
+  /** The line it waits in; undefined: none. Lines are in the order of the batch, behind what was stored before. */
+  readonly orderKey: string | undefined;
 };
 
 export type IngestBatch = {
@@ -40,6 +42,8 @@ export type IngestBatch = {
   readonly slot: number;
   /** Events that other commits may have under way when a quota is looked at. */
   readonly margin: number;
+  /** Whether it counts as usage: dispatch's own events do not. */
+  readonly isUsage: boolean;
   /** A tenant is so far from the end of its quotas that they need not be looked at for a second. */
   readonly onFar: (tenantId: TenantId, version: number) => void;
 };
@@ -103,8 +107,18 @@ async function store(
     ...(limited ? limitColumns(batch) : []),
     ...(keyed.length === 0 ? [] : keyColumns(keyed)),
   ];
-  const name = `ingest${limited ? '-limited' : ''}${keyed.length === 0 ? '' : '-keyed'}`;
-  const { rows } = await pool.query<Row>({ name, text: statement(limited, keyed.length > 0), values });
+  const first = values.length + 1;
+  const isOrdered =
+    deliveries.some((d) => d.orderKey !== undefined) || batch.events.some((e) => e.event.orderingKey !== '');
+  if (isOrdered) {
+    values.push(
+      textArray(batch.events.map((e) => (e.event.orderingKey === '' ? null : e.event.orderingKey))),
+    );
+    values.push(textArray(deliveries.map((d) => d.orderKey ?? null)));
+  }
+  const name = `ingest${limited ? '-limited' : ''}${keyed.length === 0 ? '' : '-keyed'}${isOrdered ? '-ordered' : ''}`;
+  const text = statement(limited, keyed.length > 0, isOrdered ? first : undefined);
+  const { rows } = await pool.query<Row>({ name, text, values });
   const results = await keyedResults(pool, batch, keyed, rows);
   if (limited) {
     for (const row of rows) {
@@ -206,20 +220,27 @@ const KNOWN_AND_FAR = `current AS MATERIALIZED (
       ON true
     WHERE (c.per_day = 0 OR u.day + c.events + $26 <= c.per_day)
       AND (c.per_month = 0 OR u.month + c.events + $26 <= c.per_month))`;
-const EVENT = `unnest($3::text[], $4::uuid[], $5::text[], $6::bytea[], $7::text[], $8::text[], $9::text[], $10::text[],
-      $11::text[], $12::float8[]) AS e (tenant_id, id, type, payload, content_type, source, subject, key, metadata, after)`;
-const STORE = `INSERT INTO events
-      (tenant_id, id, type, payload, content_type, source, subject, idempotency_key, metadata, deliver_after)
+// `ordered`: the number of the parameter with the events' ordering keys, before that with the deliveries' lines.
+const storePart = (ordered: number | undefined) => `INSERT INTO events
+      (tenant_id, id, type, payload, content_type, source, subject, idempotency_key, metadata, deliver_after
+      ${ordered === undefined ? '' : ', ordering_key'})
     SELECT e.tenant_id, e.id, e.type, e.payload, e.content_type, e.source, e.subject, e.key, e.metadata::jsonb,
-      to_timestamp(e.after / 1000)
-    FROM ${EVENT}`;
-const QUEUE = `INSERT INTO deliveries (tenant_id, id, subscription_id, run_at, round_at, lease)
+      to_timestamp(e.after / 1000) ${ordered === undefined ? '' : ', e.ordering_key'}
+    FROM unnest($3::text[], $4::uuid[], $5::text[], $6::bytea[], $7::text[], $8::text[], $9::text[], $10::text[],
+      $11::text[], $12::float8[] ${ordered === undefined ? '' : `, $${ordered}::text[]`})
+      AS e (tenant_id, id, type, payload, content_type, source, subject, key, metadata, after
+        ${ordered === undefined ? '' : ', ordering_key'})`;
+// One number of the sequence for the whole statement, and places behind it in the order of the batch.
+const queuePart = (ordered: number | undefined) => `INSERT INTO deliveries
+      (tenant_id, id, subscription_id, run_at, round_at, lease ${ordered === undefined ? '' : ', order_key, order_seq'})
     SELECT d.tenant_id, d.id, d.subscription_id,
       CASE WHEN d.owned THEN now() + $19::interval ELSE greatest(now(), to_timestamp(d.after / 1000)) END,
       CASE WHEN d.after IS NOT NULL THEN greatest(now(), to_timestamp(d.after / 1000)) END,
       CASE WHEN d.owned THEN $18::uuid END
-    FROM unnest($13::text[], $14::uuid[], $15::uuid[], $16::bool[], $17::float8[])
-      AS d (tenant_id, id, subscription_id, owned, after)`;
+      ${ordered === undefined ? '' : ", d.order_key, CASE WHEN d.order_key IS NOT NULL THEN (SELECT nextval('delivery_order')) + d.n END"}
+    FROM unnest($13::text[], $14::uuid[], $15::uuid[], $16::bool[], $17::float8[]
+      ${ordered === undefined ? '' : `, $${ordered + 1}::text[]`}) WITH ORDINALITY
+      AS d (tenant_id, id, subscription_id, owned, after ${ordered === undefined ? '' : ', order_key'}, n)`;
 
 // Usage is counted in a row that only this lane of this instance writes: nobody waits for it.
 const COUNT = `INSERT INTO usage AS u (tenant_id, hour, slot, events, bytes, deliveries)`;
@@ -227,8 +248,9 @@ const ADD = `ON CONFLICT (tenant_id, hour, slot) DO UPDATE SET events = u.events
       bytes = u.bytes + excluded.bytes, deliveries = u.deliveries + excluded.deliveries`;
 const HOUR = "date_trunc('hour', now(), 'UTC')";
 
-const UNKEYED = `stored AS (${STORE} WHERE e.tenant_id IN (SELECT tenant_id FROM known)),
-  queued AS (${QUEUE} WHERE d.tenant_id IN (SELECT tenant_id FROM known)),
+const unkeyedParts = (ordered: number | undefined) => `stored AS (
+    ${storePart(ordered)} WHERE e.tenant_id IN (SELECT tenant_id FROM known)),
+  queued AS (${queuePart(ordered)} WHERE d.tenant_id IN (SELECT tenant_id FROM known)),
   counted AS (${COUNT}
     SELECT c.tenant_id, ${HOUR}, $20::int4, c.events, c.bytes, c.deliveries
     FROM unnest($1::text[], $21::int8[], $22::int8[], $23::int8[]) AS c (tenant_id, events, bytes, deliveries)
@@ -237,7 +259,7 @@ const UNKEYED = `stored AS (${STORE} WHERE e.tenant_id IN (SELECT tenant_id FROM
 // Keys are inserted in one order everywhere, so that two instances never wait for each other. An expired key is
 // taken over. The masking of the last 3 bytes of a delivery's id gives its event's id (ADR 0003). What is counted is
 // what was stored; the last term keeps parameters that only the other form needs.
-const keyedParts = (first: number) => `wanted AS MATERIALIZED (
+const keyedParts = (first: number, ordered: number | undefined) => `wanted AS MATERIALIZED (
     SELECT k.* FROM unnest($${first}::text[], $${first + 1}::text[], $${first + 2}::uuid[], $${first + 3}::bytea[],
         $${first + 4}::int4[])
       AS k (tenant_id, key, event_id, fingerprint, delivery_count) WHERE k.tenant_id IN (SELECT tenant_id FROM known)),
@@ -249,10 +271,10 @@ const keyedParts = (first: number) => `wanted AS MATERIALIZED (
     RETURNING i.tenant_id, i.event_id),
   free AS MATERIALIZED (
     SELECT tenant_id, event_id FROM wanted EXCEPT SELECT tenant_id, event_id FROM taken),
-  stored AS (${STORE} WHERE e.tenant_id IN (SELECT tenant_id FROM known)
+  stored AS (${storePart(ordered)} WHERE e.tenant_id IN (SELECT tenant_id FROM known)
     AND (e.tenant_id, e.id) NOT IN (SELECT tenant_id, event_id FROM free)
     RETURNING tenant_id, octet_length(payload) AS bytes),
-  queued AS (${QUEUE} WHERE d.tenant_id IN (SELECT tenant_id FROM known)
+  queued AS (${queuePart(ordered)} WHERE d.tenant_id IN (SELECT tenant_id FROM known)
     AND (d.tenant_id, overlay(uuid_send(d.id) PLACING '\\x000000'::bytea FROM 14)) NOT IN
       (SELECT tenant_id, uuid_send(event_id) FROM free)
     RETURNING tenant_id),
@@ -262,10 +284,10 @@ const keyedParts = (first: number) => `wanted AS MATERIALIZED (
     FROM stored s
     WHERE ($21::int8[], $22::int8[], $23::int8[]) IS NOT NULL GROUP BY s.tenant_id ${ADD})`;
 
-/** The statement, with or without quotas of events to look at, with or without idempotency keys. */
-function statement(limited: boolean, keyed: boolean): string {
+/** The statement, with or without quotas of events to look at, idempotency keys, and ordering keys and lines. */
+function statement(limited: boolean, keyed: boolean, ordered: number | undefined): string {
   const known = limited ? KNOWN_AND_FAR : KNOWN;
-  const parts = keyed ? keyedParts(limited ? 27 : 24) : UNKEYED;
+  const parts = keyed ? keyedParts(limited ? 27 : 24, ordered) : unkeyedParts(ordered);
   const answer = `SELECT tenant_id, NULL AS taken, false AS near, ${limited ? 'is_far' : 'false AS is_far'} FROM known`;
   const near = limited
     ? ` UNION ALL SELECT tenant_id, NULL, true, false FROM (SELECT tenant_id FROM current EXCEPT SELECT tenant_id FROM known) n`
@@ -282,7 +304,7 @@ function tenantColumns(batch: IngestBatch): Buffer[] {
 /** Per tenant of the batch, in the order of tenantColumns(): events, bytes, deliveries. */
 function countColumns(batch: IngestBatch): Buffer[] {
   const counts = new Map([...batch.tenants.keys()].map((id) => [id, { events: 0, bytes: 0, deliveries: 0 }]));
-  for (const e of batch.events) {
+  for (const e of batch.isUsage ? batch.events : []) {
     const count = counts.get(e.event.tenantId)!;
     count.events++;
     count.bytes += e.event.payload.length;

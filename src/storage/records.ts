@@ -1,8 +1,8 @@
 // Writes of finished and rescheduled deliveries, in batches over many tenants, as dispatch_engine. Every row is
 // fenced by its lease token: a row that is not there under that token any more was taken over by another worker,
 // and nothing of it is written.
-import type { Pool } from 'pg';
-import type { DeadLetterReason, ErrorClass } from '../domain/delivery.ts';
+import type { Pool, QueryResult } from 'pg';
+import type { AttemptTiming, DeadLetterReason, ErrorClass } from '../domain/delivery.ts';
 import type { TenantId } from '../domain/ids.ts';
 import { byteaArray, float8Array, int2Array, int4Array, textArray, uuidArray } from './binary-arrays.ts';
 
@@ -16,8 +16,13 @@ export type AttemptRecord = {
   readonly status: number | undefined;
   readonly startedAtMs: number;
   readonly durationUs: number;
+  readonly timing: AttemptTiming;
   /** At most 64 KiB; empty is stored as null. */
   readonly responseBody: Buffer;
+  /** At most 4 KiB; undefined when no response came. */
+  readonly responseHeaders: Readonly<Record<string, string>> | undefined;
+  /** Deliveries in the same request; 0: no batch. */
+  readonly batchSize: number;
 };
 
 type Failure = { readonly errorClass: ErrorClass; readonly message: string };
@@ -40,6 +45,8 @@ export type DeliveryRecord = Fenced &
         readonly failure: Failure;
         readonly eventType: string;
         readonly attemptCount: number;
+        /** Its line stops: the row stays in the queue, due never, until the dead letter is replayed or discarded. */
+        readonly stopsLine: boolean;
       }
     /** Give back, uncharged, due after a delay. */
     | { readonly kind: 'release'; readonly delayMs: number }
@@ -47,19 +54,46 @@ export type DeliveryRecord = Fenced &
     | { readonly kind: 'cancelled' }
   );
 
-/** Writes one batch. Returns how many rows were still under their lease. Any mix of kinds; one statement a kind. */
-export async function writeRecords(pool: Pool, records: readonly DeliveryRecord[]): Promise<number> {
+/** How many rows of a batch were still under their lease, and, if that was asked for, which: their ids as uuids. */
+export type Written = { readonly count: number; readonly ids: ReadonlySet<string> };
+
+type Row = { readonly id: string };
+
+/** Writes one batch. Any mix of kinds; one statement a kind. `isConfirmed`: `ids` are told. */
+export async function writeRecords(
+  pool: Pool,
+  records: readonly DeliveryRecord[],
+  isConfirmed: boolean,
+): Promise<Written> {
   const of = <K extends DeliveryRecord['kind']>(kind: K) =>
     records.filter((r): r is Extract<DeliveryRecord, { kind: K }> => r.kind === kind);
-  const counts = await Promise.all([
-    writeSucceeded(pool, of('succeeded')),
-    writeRetries(pool, of('retry')),
-    writeDead(pool, of('dead')),
+  const dead = of('dead');
+  const results = await Promise.all([
+    writeSucceeded(pool, of('succeeded'), isConfirmed),
+    writeRetries(pool, of('retry'), isConfirmed),
+    writeDead(
+      pool,
+      dead.filter((r) => !r.stopsLine),
+      false,
+      isConfirmed,
+    ),
+    writeDead(
+      pool,
+      dead.filter((r) => r.stopsLine),
+      true,
+      isConfirmed,
+    ),
     writeReleases(pool, of('release')),
     writeCancelled(pool, of('cancelled')),
   ]);
-  return counts.reduce((sum, count) => sum + count, 0);
+  const count = results.reduce((sum, result) => sum + (result?.rowCount ?? 0), 0);
+  const ids = isConfirmed ? results.flatMap((result) => result?.rows.map((row: Row) => row.id) ?? []) : [];
+  return { count, ids: new Set(ids) };
 }
+
+/** `RETURNING` the ids, where they are asked for; a statement that tells them has a name of its own. */
+const told = (name: string, text: string, column: string, isConfirmed: boolean) =>
+  isConfirmed ? { name: `${name}-told`, text: `${text} RETURNING ${column} AS id` } : { name, text };
 
 const fence = (records: readonly Fenced[]) => [
   textArray(records.map((r) => r.tenantId)),
@@ -73,6 +107,14 @@ const attemptColumns = (attempts: readonly (AttemptRecord | undefined)[]) => [
   float8Array(attempts.map((a) => a?.startedAtMs ?? null)),
   int4Array(attempts.map((a) => (a === undefined ? null : Math.min(a.durationUs, 0x7fffffff)))),
   byteaArray(attempts.map((a) => (a === undefined || a.responseBody.length === 0 ? null : a.responseBody))),
+  int4Array(attempts.map((a) => a?.timing.dnsUs ?? null)),
+  int4Array(attempts.map((a) => a?.timing.connectUs ?? null)),
+  int4Array(attempts.map((a) => a?.timing.tlsUs ?? null)),
+  int4Array(attempts.map((a) => a?.timing.firstByteUs ?? null)),
+  textArray(
+    attempts.map((a) => (a?.responseHeaders === undefined ? null : JSON.stringify(a.responseHeaders))),
+  ),
+  int2Array(attempts.map((a) => (a === undefined || a.batchSize === 0 ? null : a.batchSize))),
 ];
 
 const failureColumns = (failures: readonly Failure[]) => [
@@ -82,43 +124,48 @@ const failureColumns = (failures: readonly Failure[]) => [
 
 const FENCE = 'unnest($1::text[]) AS tenant_id, unnest($2::uuid[]) AS id, unnest($3::uuid[]) AS lease';
 const ATTEMPT = `${FENCE}, unnest($4::int2[]) AS attempt, unnest($5::int2[]) AS status, unnest($6::float8[]) AS started,
-  unnest($7::int4[]) AS duration_us, unnest($8::bytea[]) AS response_body`;
-const FAILURE = 'unnest($9::text[]) AS error_class, unnest($10::text[]) AS error_message';
+  unnest($7::int4[]) AS duration_us, unnest($8::bytea[]) AS response_body, unnest($9::int4[]) AS dns_us,
+  unnest($10::int4[]) AS connect_us, unnest($11::int4[]) AS tls_us, unnest($12::int4[]) AS first_byte_us,
+  unnest($13::text[]) AS response_headers, unnest($14::int2[]) AS batch_size`;
+const FAILURE = 'unnest($15::text[]) AS error_class, unnest($16::text[]) AS error_message';
 const MINE = 'd.tenant_id = r.tenant_id AND d.id = r.id AND d.lease = r.lease';
 const INSERT_ATTEMPT = `INSERT INTO attempts (tenant_id, delivery_id, attempt, subscription_id, outcome, status,
-  error_class, error_message, started_at, duration_us, next_attempt_at, response_body)`;
+  error_class, error_message, started_at, duration_us, next_attempt_at, response_body, dns_us, connect_us, tls_us,
+  first_byte_us, response_headers, batch_size)`;
+const MORE = 'dns_us, connect_us, tls_us, first_byte_us, response_headers, batch_size';
 
 async function writeSucceeded(
   pool: Pool,
   records: readonly Extract<DeliveryRecord, { kind: 'succeeded' }>[],
-): Promise<number> {
-  if (records.length === 0) return 0;
-  const result = await pool.query({
-    name: 'record-succeeded',
-    text: `WITH done AS (
+  isConfirmed: boolean,
+): Promise<QueryResult<Row> | undefined> {
+  if (records.length === 0) return undefined;
+  const text = `WITH done AS (
         DELETE FROM deliveries d USING (SELECT ${ATTEMPT}) r WHERE ${MINE} RETURNING r.*, d.subscription_id)
       ${INSERT_ATTEMPT}
       SELECT tenant_id, id, attempt, subscription_id, 'succeeded', status, NULL, NULL, to_timestamp(started / 1000),
-        duration_us, NULL, response_body FROM done`,
+        duration_us, NULL, response_body, ${MORE} FROM done`;
+  return pool.query<Row>({
+    ...told('record-succeeded', text, 'delivery_id', isConfirmed),
     values: [...fence(records), ...attemptColumns(records.map((r) => r.attempt))],
   });
-  return result.rowCount ?? 0;
 }
 
 async function writeRetries(
   pool: Pool,
   records: readonly Extract<DeliveryRecord, { kind: 'retry' }>[],
-): Promise<number> {
-  if (records.length === 0) return 0;
-  const result = await pool.query({
-    name: 'record-retry',
-    text: `WITH done AS (
+  isConfirmed: boolean,
+): Promise<QueryResult<Row> | undefined> {
+  if (records.length === 0) return undefined;
+  const text = `WITH done AS (
         UPDATE deliveries d SET run_at = now() + r.delay_ms * interval '1 ms', lease = NULL, attempt_count = r.attempt
-        FROM (SELECT ${ATTEMPT}, ${FAILURE}, unnest($11::float8[]) AS delay_ms) r WHERE ${MINE}
+        FROM (SELECT ${ATTEMPT}, ${FAILURE}, unnest($17::float8[]) AS delay_ms) r WHERE ${MINE}
         RETURNING r.*, d.subscription_id, d.run_at)
       ${INSERT_ATTEMPT}
       SELECT tenant_id, id, attempt, subscription_id, 'retry_scheduled', status, error_class, error_message,
-        to_timestamp(started / 1000), duration_us, run_at, response_body FROM done`,
+        to_timestamp(started / 1000), duration_us, run_at, response_body, ${MORE} FROM done`;
+  return pool.query<Row>({
+    ...told('record-retry', text, 'delivery_id', isConfirmed),
     values: [
       ...fence(records),
       ...attemptColumns(records.map((r) => r.attempt)),
@@ -126,27 +173,32 @@ async function writeRetries(
       float8Array(records.map((r) => r.delayMs)),
     ],
   });
-  return result.rowCount ?? 0;
 }
 
 async function writeDead(
   pool: Pool,
   records: readonly Extract<DeliveryRecord, { kind: 'dead' }>[],
-): Promise<number> {
-  if (records.length === 0) return 0;
-  const result = await pool.query({
-    name: 'record-dead',
-    text: `WITH done AS (
-        DELETE FROM deliveries d USING (SELECT ${ATTEMPT}, ${FAILURE}, unnest($11::text[]) AS reason,
-          unnest($12::text[]) AS event_type, unnest($13::int2[]) AS attempt_count) r
-        WHERE ${MINE} RETURNING r.*, d.subscription_id),
+  stopsLine: boolean,
+  isConfirmed: boolean,
+): Promise<QueryResult<Row> | undefined> {
+  if (records.length === 0) return undefined;
+  const given = `(SELECT ${ATTEMPT}, ${FAILURE}, unnest($17::text[]) AS reason, unnest($18::text[]) AS event_type,
+          unnest($19::int2[]) AS attempt_count) r`;
+  const end = stopsLine
+    ? `UPDATE deliveries d SET run_at = 'infinity', lease = NULL, attempt_count = r.attempt_count FROM ${given}`
+    : `DELETE FROM deliveries d USING ${given}`;
+  const text = `WITH done AS (
+        ${end}
+        WHERE ${MINE} RETURNING r.*, d.subscription_id, d.order_key, d.order_seq),
       attempted AS (${INSERT_ATTEMPT}
         SELECT tenant_id, id, attempt, subscription_id, 'dead_lettered', status, error_class, error_message,
-          to_timestamp(started / 1000), duration_us, NULL, response_body FROM done WHERE attempt IS NOT NULL)
+          to_timestamp(started / 1000), duration_us, NULL, response_body, ${MORE} FROM done WHERE attempt IS NOT NULL)
       INSERT INTO dead_letters (tenant_id, id, subscription_id, event_type, reason, last_status, last_error_class,
-        last_error_message, last_response_body, attempt_count)
+        last_error_message, last_response_body, attempt_count, order_key, order_seq)
       SELECT tenant_id, id, subscription_id, event_type, reason, status, error_class, error_message, response_body,
-        attempt_count FROM done`,
+        attempt_count, order_key, order_seq FROM done`;
+  return pool.query<Row>({
+    ...told(`record-dead${stopsLine ? '-stop' : ''}`, text, 'id', isConfirmed),
     values: [
       ...fence(records),
       ...attemptColumns(records.map((r) => r.attempt)),
@@ -156,34 +208,31 @@ async function writeDead(
       int2Array(records.map((r) => r.attemptCount)),
     ],
   });
-  return result.rowCount ?? 0;
 }
 
 async function writeReleases(
   pool: Pool,
   records: readonly Extract<DeliveryRecord, { kind: 'release' }>[],
-): Promise<number> {
-  if (records.length === 0) return 0;
-  const result = await pool.query({
+): Promise<QueryResult<Row> | undefined> {
+  if (records.length === 0) return undefined;
+  return pool.query<Row>({
     name: 'record-release',
     text: `UPDATE deliveries d SET run_at = now() + r.delay_ms * interval '1 ms', lease = NULL
       FROM (SELECT ${FENCE}, unnest($4::float8[]) AS delay_ms) r WHERE ${MINE}`,
     values: [...fence(records), float8Array(records.map((r) => r.delayMs))],
   });
-  return result.rowCount ?? 0;
 }
 
 async function writeCancelled(
   pool: Pool,
   records: readonly Extract<DeliveryRecord, { kind: 'cancelled' }>[],
-): Promise<number> {
-  if (records.length === 0) return 0;
-  const result = await pool.query({
+): Promise<QueryResult<Row> | undefined> {
+  if (records.length === 0) return undefined;
+  return pool.query<Row>({
     name: 'record-cancelled',
     text: `WITH done AS (DELETE FROM deliveries d USING (SELECT ${FENCE}) r WHERE ${MINE} RETURNING d.*)
       INSERT INTO closed_deliveries (tenant_id, id, subscription_id, state, attempt_count)
       SELECT tenant_id, id, subscription_id, 'cancelled', attempt_count FROM done`,
     values: fence(records),
   });
-  return result.rowCount ?? 0;
 }

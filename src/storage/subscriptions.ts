@@ -33,6 +33,19 @@ export const retryPolicySchema = z.object({
   maxAgeMs: z.number().optional(),
 });
 
+/** A batch policy as it lies in a jsonb column. */
+export const batchSchema = z.object({
+  maxEvents: z.number(),
+  maxBytes: z.number(),
+  maxWaitMs: z.number(),
+  format: z.enum(['json_array', 'cloudevents']),
+});
+
+/** States as they are stored. */
+export const STATES = ['active', 'paused', 'disabled', 'pending_verification'] as const;
+export const ORDERINGS = ['none', 'subscription', 'key'] as const;
+export const ON_DEAD_LETTER = ['skip', 'stop'] as const;
+
 const subscriptionRow = z.object({
   tenant_id: z.string(),
   id: z.string(),
@@ -43,7 +56,7 @@ const subscriptionRow = z.object({
   retry_policy: retryPolicySchema.nullable(),
   attempt_timeout_ms: z.number(),
   metadata: z.record(z.string(), z.string()),
-  state: z.enum(['active', 'paused', 'disabled']),
+  state: z.enum(STATES),
   disabled_reason: z.string(),
   version: z.number(),
   created_at: z.number(),
@@ -56,12 +69,20 @@ const subscriptionRow = z.object({
   master_key_id: z.string().nullable(),
   public_keys: z.array(z.instanceof(Buffer)).nullable(),
   breaker: breakerSchema.nullable(),
+  ordering: z.enum(ORDERINGS),
+  on_dead_letter: z.enum(ON_DEAD_LETTER),
+  batch: batchSchema.nullable(),
+  verified_at: z.number().nullable(),
+  failing_since: z.number().nullable(),
 });
 
 // Only in SELECTs of `subscriptions s`: what belongs to a subscription and lies in other tables comes along.
 const COLUMNS = sql.fragment`s.tenant_id, s.id, s.url, s.event_types, s.description, s.headers, s.retry_policy,
   s.attempt_timeout_ms, s.metadata, s.state, s.disabled_reason, s.version, s.created_at, s.updated_at,
   s.signature_schemes, s.compatibility_headers, s.max_per_second, s.max_in_flight, c.sealed, c.master_key_id,
+  s.ordering, s.on_dead_letter, s.batch, s.verified_at,
+  (SELECT h.failing_since FROM subscription_health h
+    WHERE h.tenant_id = s.tenant_id AND h.subscription_id = s.id) AS failing_since,
   (SELECT array_agg(k.public_key ORDER BY k.created_at DESC, k.id DESC) FROM subscription_secrets k
     WHERE k.tenant_id = s.tenant_id AND k.subscription_id = s.id AND k.scheme = 'v1a'
       AND (k.expires_at IS NULL OR k.expires_at > now())) AS public_keys,
@@ -93,6 +114,11 @@ function toSubscription(row: z.infer<typeof subscriptionRow>): Subscription {
       row.sealed === null ? undefined : { masterKeyId: row.master_key_id ?? '', bytes: row.sealed },
     publicKeys: row.public_keys ?? [],
     breaker: row.breaker === null ? undefined : toBreaker(row.breaker),
+    ordering: row.ordering,
+    onDeadLetter: row.on_dead_letter,
+    batch: row.batch ?? undefined,
+    verifiedAtMs: row.verified_at ?? undefined,
+    failingSinceMs: row.failing_since ?? undefined,
   };
 }
 
@@ -120,6 +146,7 @@ export async function createSubscription(
   secrets: readonly NewSecret[],
   credentials: CredentialsChange,
   maxSubscriptions: number,
+  state: 'active' | 'pending_verification',
 ): Promise<Subscription> {
   return db.inTenant(tenantId, async (tx) => {
     await changeConfig(tx, tenantId);
@@ -131,12 +158,14 @@ export async function createSubscription(
     }
     await tx.query(sql.typeAlias('void')`
       INSERT INTO subscriptions (tenant_id, id, url, event_types, description, headers, retry_policy,
-        attempt_timeout_ms, metadata, state, signature_schemes, compatibility_headers, max_per_second, max_in_flight)
+        attempt_timeout_ms, metadata, state, signature_schemes, compatibility_headers, max_per_second, max_in_flight,
+        ordering, on_dead_letter, batch)
       VALUES (${tenantId}, ${uuidOf(subscriptionId)}, ${settings.url}, ${sql.array([...settings.eventTypes], 'text')},
         ${settings.description}, ${sql.jsonb(settings.headers)}, ${policyValue(settings)},
-        ${settings.attemptTimeoutMs}, ${sql.jsonb(settings.metadata)}, 'active',
+        ${settings.attemptTimeoutMs}, ${sql.jsonb(settings.metadata)}, ${state},
         ${sql.array([...settings.signatureSchemes], 'text')}, ${settings.compatibilityHeaders},
-        ${settings.maxPerSecond ?? null}, ${settings.maxInFlight ?? null})`);
+        ${settings.maxPerSecond ?? null}, ${settings.maxInFlight ?? null}, ${settings.ordering},
+        ${settings.onDeadLetter}, ${batchValue(settings)})`);
     for (const secret of secrets) await insertSecret(tx, tenantId, subscriptionId, secret);
     await writeCredentials(tx, tenantId, subscriptionId, credentials);
     return readOne(tx, tenantId, subscriptionId);
@@ -163,6 +192,9 @@ async function writeCredentials(
     ON CONFLICT (tenant_id, subscription_id) DO UPDATE SET master_key_id = excluded.master_key_id,
       sealed = excluded.sealed, updated_at = now()`);
 }
+
+const batchValue = (settings: SubscriptionSettings) =>
+  settings.batch === undefined ? sql.fragment`NULL` : sql.jsonb(settings.batch);
 
 const policyValue = (settings: SubscriptionSettings) =>
   settings.retryPolicy === undefined ? sql.fragment`NULL` : sql.jsonb(settings.retryPolicy);
@@ -212,6 +244,8 @@ export type SubscriptionChange = {
   readonly credentials: CredentialsChange;
   /** Of schemes that it did not sign with before. */
   readonly secrets: readonly NewSecret[];
+  /** It is another endpoint that has to prove itself first. */
+  readonly mustVerify: boolean;
 };
 
 /**
@@ -229,15 +263,24 @@ export async function updateSubscription(
     await changeConfig(tx, tenantId);
     const before = await readOne(tx, tenantId, subscriptionId);
     assertVersion(before, version);
-    const { settings: after, credentials, secrets } = change(before);
+    const { settings: after, credentials, secrets, mustVerify } = change(before);
+    const isNew = after.url !== before.url;
     await tx.query(sql.typeAlias('void')`
       UPDATE subscriptions SET url = ${after.url}, event_types = ${sql.array([...after.eventTypes], 'text')},
         description = ${after.description}, headers = ${sql.jsonb(after.headers)}, retry_policy = ${policyValue(after)},
         attempt_timeout_ms = ${after.attemptTimeoutMs}, metadata = ${sql.jsonb(after.metadata)},
         signature_schemes = ${sql.array([...after.signatureSchemes], 'text')},
         compatibility_headers = ${after.compatibilityHeaders}, max_per_second = ${after.maxPerSecond ?? null},
-        max_in_flight = ${after.maxInFlight ?? null}, version = version + 1, updated_at = now()
+        max_in_flight = ${after.maxInFlight ?? null}, ordering = ${after.ordering},
+        on_dead_letter = ${after.onDeadLetter}, batch = ${batchValue(after)},
+        verified_at = CASE WHEN ${isNew} THEN NULL ELSE verified_at END,
+        state = CASE WHEN ${mustVerify} THEN 'pending_verification' ELSE state END,
+        version = version + 1, updated_at = now()
       WHERE tenant_id = ${tenantId} AND id = ${uuidOf(subscriptionId)}`);
+    if (isNew) await forgetHealth(tx, tenantId, subscriptionId);
+    if (after.ordering === 'none' || after.onDeadLetter === 'skip') {
+      await openStoppedLines(tx, tenantId, subscriptionId);
+    }
     await tx.query(sql.typeAlias('void')`
       DELETE FROM subscription_secrets WHERE tenant_id = ${tenantId} AND subscription_id = ${uuidOf(subscriptionId)}
         AND scheme <> ALL(${sql.array([...after.signatureSchemes], 'text')})`);
@@ -245,6 +288,30 @@ export async function updateSubscription(
     await writeCredentials(tx, tenantId, subscriptionId, credentials);
     return readOne(tx, tenantId, subscriptionId);
   });
+}
+
+/** What was known of another endpoint, or of a time before somebody resumed it, counts no more. */
+async function forgetHealth(
+  tx: TenantTransaction,
+  tenantId: TenantId,
+  subscriptionId: SubscriptionId,
+): Promise<void> {
+  for (const table of ['subscription_health', 'subscription_probes']) {
+    await tx.query(sql.typeAlias('void')`
+      DELETE FROM ${sql.identifier([table])}
+      WHERE tenant_id = ${tenantId} AND subscription_id = ${uuidOf(subscriptionId)}`);
+  }
+}
+
+/** Dead letters hold their lines no more: the rows that stand for them in the queue go. */
+async function openStoppedLines(
+  tx: TenantTransaction,
+  tenantId: TenantId,
+  subscriptionId: SubscriptionId,
+): Promise<void> {
+  await tx.query(sql.typeAlias('void')`
+    DELETE FROM deliveries
+    WHERE tenant_id = ${tenantId} AND subscription_id = ${uuidOf(subscriptionId)} AND run_at = 'infinity'`);
 }
 
 /** Hides a subscription at once; maintenance cancels its deliveries and removes its rows. */
@@ -265,24 +332,56 @@ export async function deleteSubscription(
     await writeCredentials(tx, tenantId, subscriptionId, { sealed: undefined });
     await tx.query(sql.typeAlias('void')`
       DELETE FROM breakers WHERE tenant_id = ${tenantId} AND subscription_id = ${uuidOf(subscriptionId)}`);
+    await forgetHealth(tx, tenantId, subscriptionId);
+    await openStoppedLines(tx, tenantId, subscriptionId);
   });
 }
 
-/** Sets the state; unchanged (also its version) if it is that already. */
+/**
+ * Sets the state; unchanged (also its version) if it is that already. A subscription that has to be verified first is
+ * FAILED_PRECONDITION, unless it is to be disabled.
+ */
 export async function setSubscriptionState(
   db: Database,
   tenantId: TenantId,
   subscriptionId: SubscriptionId,
-  state: SubscriptionState,
+  state: 'active' | 'paused' | 'disabled',
   disabledReason: string,
+): Promise<{ readonly subscription: Subscription; readonly changed: boolean }> {
+  return db.inTenant(tenantId, async (tx) => {
+    await changeConfig(tx, tenantId);
+    const before = await readOne(tx, tenantId, subscriptionId);
+    if (before.state === state) return { subscription: before, changed: false };
+    if (before.state === 'pending_verification' && state !== 'disabled') {
+      const message = `the endpoint of subscription ${subscriptionId} has to be verified first: VerifySubscription`;
+      throw new DispatchError('FAILED_PRECONDITION', message, { reason: 'PENDING_VERIFICATION' });
+    }
+    await tx.query(sql.typeAlias('void')`
+      UPDATE subscriptions SET state = ${state}, disabled_reason = ${disabledReason},
+        is_probed = ${state === 'disabled'}, version = version + 1, updated_at = now()
+      WHERE tenant_id = ${tenantId} AND id = ${uuidOf(subscriptionId)}`);
+    if (state === 'active') await forgetHealth(tx, tenantId, subscriptionId);
+    return { subscription: await readOne(tx, tenantId, subscriptionId), changed: true };
+  });
+}
+
+/** Records that the endpoint at `url` proved itself; one that waited for that becomes active. */
+export async function setVerified(
+  db: Database,
+  tenantId: TenantId,
+  subscriptionId: SubscriptionId,
+  url: string,
 ): Promise<Subscription> {
   return db.inTenant(tenantId, async (tx) => {
     await changeConfig(tx, tenantId);
     const before = await readOne(tx, tenantId, subscriptionId);
-    if (before.state === state) return before;
+    if (before.url !== url) {
+      const message = 'the subscription’s URL was changed meanwhile; verify it again';
+      throw new DispatchError('ABORTED', message, { reason: 'URL_CHANGED' });
+    }
     await tx.query(sql.typeAlias('void')`
-      UPDATE subscriptions SET state = ${state}, disabled_reason = ${disabledReason}, version = version + 1,
-        updated_at = now()
+      UPDATE subscriptions SET verified_at = now(), version = version + 1, updated_at = now(),
+        state = CASE WHEN state = 'pending_verification' THEN 'active' ELSE state END
       WHERE tenant_id = ${tenantId} AND id = ${uuidOf(subscriptionId)}`);
     return readOne(tx, tenantId, subscriptionId);
   });

@@ -10,11 +10,11 @@ import { idBytes, idFromUuid, type SubscriptionId, type TenantId } from '../doma
 import type { Quota } from '../domain/quota.ts';
 import { type MasterKeys, type Sealed, unseal } from '../domain/sealing.ts';
 import { SCHEMES, type SigningKey, signingKey } from '../domain/signature.ts';
-import type { SubscriptionState } from '../domain/subscription.ts';
+import type { BatchPolicy, OnDeadLetter, Ordering, SubscriptionState } from '../domain/subscription.ts';
 import type { TenantState } from '../domain/tenant.ts';
 import { BREAKER_JSON, breakerSchema } from './breakers.ts';
 import { type Database, sql } from './database.ts';
-import { retryPolicySchema } from './subscriptions.ts';
+import { batchSchema, ON_DEAD_LETTER, ORDERINGS, retryPolicySchema, STATES } from './subscriptions.ts';
 import { ownQuotaSchema } from './tenants.ts';
 
 /** Where a subscription's deliveries go, and how. */
@@ -43,6 +43,10 @@ export type Target = {
   readonly breaker: TargetBreaker | undefined;
   /** Whether the tenant may have http endpoints and token URLs. */
   readonly allowHttp: boolean;
+  readonly url: string;
+  readonly ordering: Ordering;
+  readonly onDeadLetter: OnDeadLetter;
+  readonly batch: BatchPolicy | undefined;
 };
 
 export type TargetBreaker = {
@@ -62,6 +66,8 @@ export type TenantConfig = {
   readonly quota: Quota;
   readonly targets: ReadonlyMap<SubscriptionId, Target>;
   readonly matches: PatternIndex<Target>;
+  /** Whether any of its subscriptions has an order: then its events are stored in the order they came in. */
+  readonly isOrdered: boolean;
 };
 
 const MAX_AGE_MS = 5_000;
@@ -182,7 +188,7 @@ const configRow = z.object({
   headers: z.record(z.string(), z.string()).nullable(),
   retry_policy: retryPolicySchema.nullable(),
   attempt_timeout_ms: z.number().nullable(),
-  state: z.enum(['active', 'paused', 'disabled']).nullable(),
+  state: z.enum(STATES).nullable(),
   sealed: z.array(z.instanceof(Buffer)).nullable(),
   master_key_ids: z.array(z.string()).nullable(),
   live_ms: z.array(z.number().nullable()).nullable(),
@@ -194,6 +200,9 @@ const configRow = z.object({
   credentials: z.instanceof(Buffer).nullable(),
   credentials_key_id: z.string().nullable(),
   breaker: breakerSchema.nullable(),
+  ordering: z.enum(ORDERINGS).nullable(),
+  on_dead_letter: z.enum(ON_DEAD_LETTER).nullable(),
+  batch: batchSchema.nullable(),
 });
 type ConfigRow = z.infer<typeof configRow>;
 
@@ -209,7 +218,7 @@ async function readConfig(
     SELECT t.config_version, t.state AS tenant_state, s.id, s.url, s.event_types, s.headers, s.retry_policy,
       s.attempt_timeout_ms, s.state, k.sealed, k.master_key_ids, k.live_ms, k.schemes, t.quota,
       s.compatibility_headers, s.max_per_second, s.max_in_flight, c.sealed AS credentials,
-      c.master_key_id AS credentials_key_id, ${BREAKER_JSON} AS breaker
+      c.master_key_id AS credentials_key_id, ${BREAKER_JSON} AS breaker, s.ordering, s.on_dead_letter, s.batch
     FROM tenants t
     LEFT JOIN subscriptions s ON s.tenant_id = t.tenant_id AND s.deleted_at IS NULL
     LEFT JOIN subscription_credentials c ON c.tenant_id = s.tenant_id AND c.subscription_id = s.id
@@ -234,7 +243,9 @@ async function readConfig(
     patterns.push({ patterns: row.event_types ?? [], value: target });
   }
   const matches = createPatternIndex(patterns);
-  return { tenantId, version: first.config_version, state: first.tenant_state, quota, targets, matches };
+  const isOrdered = [...targets.values()].some((target) => target.ordering !== 'none');
+  const { config_version: version, tenant_state: state } = first;
+  return { tenantId, version, state, quota, targets, matches, isOrdered };
 }
 
 function toTarget(
@@ -273,6 +284,10 @@ function toTarget(
     tlsId: credentials.tls === undefined ? '' : tlsIdOf(subscriptionId, credentials.tls),
     breaker: row.breaker === null ? undefined : targetBreaker(row.breaker, nowMs),
     allowHttp: quota.allowHttpEndpoints,
+    url: row.url ?? '',
+    ordering: row.ordering ?? 'none',
+    onDeadLetter: row.on_dead_letter ?? 'skip',
+    batch: row.batch ?? undefined,
   };
 }
 

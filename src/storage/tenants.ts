@@ -3,6 +3,7 @@ import { z } from 'zod';
 import { DispatchError, notFound } from '../domain/errors.ts';
 import type { TenantId } from '../domain/ids.ts';
 import type { Page } from '../domain/page.ts';
+import { POLICY_FIELDS, type TenantPolicy } from '../domain/policy.ts';
 import { QUOTA_FIELDS, type Quota, type QuotaField } from '../domain/quota.ts';
 import type { Tenant, TenantState } from '../domain/tenant.ts';
 import { type Database, sql, type TenantTransaction } from './database.ts';
@@ -14,9 +15,15 @@ const tenantRow = z.object({
   state: z.enum(['active', 'suspended', 'deleting']),
   created_at: z.number(),
   updated_at: z.number(),
+  policy: z.record(z.string(), z.unknown()).transform(toPolicy),
 });
 
-const COLUMNS = sql.fragment`tenant_id, display_name, metadata, state, created_at, updated_at`;
+const COLUMNS = sql.fragment`tenant_id, display_name, metadata, state, created_at, updated_at, policy`;
+
+/** A policy as it is stored, without fields that a newer version added. */
+function toPolicy(stored: Readonly<Record<string, unknown>>): Partial<TenantPolicy> {
+  return Object.fromEntries(POLICY_FIELDS.flatMap((f) => (stored[f] === undefined ? [] : [[f, stored[f]]])));
+}
 
 function toTenant(row: z.infer<typeof tenantRow>): Tenant {
   return {
@@ -26,11 +33,12 @@ function toTenant(row: z.infer<typeof tenantRow>): Tenant {
     state: row.state,
     createdAtMs: row.created_at,
     updatedAtMs: row.updated_at,
+    policy: row.policy,
   };
 }
 
 /** What a tenant's owner decides. */
-export type TenantSettings = Pick<Tenant, 'displayName' | 'metadata'>;
+export type TenantSettings = Pick<Tenant, 'displayName' | 'metadata' | 'policy'>;
 
 /** ALREADY_EXISTS if the id is taken. */
 export async function createTenant(
@@ -40,8 +48,9 @@ export async function createTenant(
 ): Promise<Tenant> {
   return db.inTenant(tenantId, async (tx) => {
     const row = await tx.maybeOne(sql.type(tenantRow)`
-      INSERT INTO tenants (tenant_id, display_name, metadata, state)
-      VALUES (${tenantId}, ${settings.displayName}, ${sql.jsonb(settings.metadata)}, 'active')
+      INSERT INTO tenants (tenant_id, display_name, metadata, state, policy)
+      VALUES (${tenantId}, ${settings.displayName}, ${sql.jsonb(settings.metadata)}, 'active',
+        ${sql.jsonb(settings.policy)})
       ON CONFLICT (tenant_id) DO NOTHING RETURNING ${COLUMNS}`);
     if (row !== null) return toTenant(row);
     throw new DispatchError('ALREADY_EXISTS', `tenant ${tenantId} exists already`, {
@@ -78,7 +87,8 @@ export async function updateTenant(
   return db.inTenant(tenantId, async (tx) => {
     const after = change(await readTenant(tx, tenantId));
     const row = await tx.one(sql.type(tenantRow)`
-      UPDATE tenants SET display_name = ${after.displayName}, metadata = ${sql.jsonb(after.metadata)}, updated_at = now()
+      UPDATE tenants SET display_name = ${after.displayName}, metadata = ${sql.jsonb(after.metadata)},
+        policy = ${sql.jsonb(after.policy)}, updated_at = now()
       WHERE tenant_id = ${tenantId} RETURNING ${COLUMNS}`);
     return toTenant(row);
   });

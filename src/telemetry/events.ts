@@ -19,4 +19,6 @@ export type AttemptEvent = {
   readonly lagMs: number;
   readonly retryInMs: number | undefined;
   readonly payloadBytes: number;
+  /** Deliveries in the same request, if it was a batch: the ids are those of the first. */
+  readonly batchSize?: number;
 };

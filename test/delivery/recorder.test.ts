@@ -11,11 +11,18 @@ const record = (): DeliveryRecord => ({
   delayMs: 0,
 });
 
-function setup(write: (records: readonly DeliveryRecord[]) => Promise<number>, leaseMs = 60_000) {
+type Write = (records: readonly DeliveryRecord[], isConfirmed: boolean) => Promise<number>;
+
+function setup(write: Write, leaseMs = 60_000, kept: (id: string) => boolean = () => true) {
   const lost: number[] = [];
   const errors: unknown[] = [];
   const recorder = createRecorder({
-    write,
+    write: async (records, isConfirmed) => {
+      const count = await write(records, isConfirmed);
+      const ids = records.map((r) => r.idBytes.toString('hex')).filter(kept);
+      return { count, ids: new Set(isConfirmed ? ids : []) };
+    },
+    uuidOf: (bytes) => bytes.toString('hex'),
     leaseMs,
     isPassing: (e) => e instanceof Error && e.message === 'away',
     onWritten: () => {},
@@ -74,5 +81,32 @@ describe('the recorder', () => {
     recorder.add(record());
     await recorder.flush();
     expect(lost).toEqual([1]);
+  });
+
+  test('says of results that something waits for whether they were written under their lease', async () => {
+    const numbered = (n: number) => ({ ...record(), idBytes: Buffer.alloc(16, n) });
+    const batches: boolean[] = [];
+    const { recorder } = setup(
+      async (records, isConfirmed) => {
+        batches.push(isConfirmed);
+        return records.length;
+      },
+      60_000,
+      (id) => !id.startsWith('02'),
+    );
+    const heard: string[] = [];
+    for (const n of [1, 2, 3]) recorder.add(numbered(n), (isWritten) => heard.push(`${n} ${isWritten}`));
+    recorder.add(numbered(4));
+    await recorder.flush();
+    expect(heard).toEqual(['1 true', '2 false', '3 true']);
+    expect(batches).toEqual([true, false]);
+  });
+
+  test('says so of those that it had to drop, too', async () => {
+    const { recorder } = setup(async () => Promise.reject(new Error('away')), 100);
+    const heard: boolean[] = [];
+    recorder.add(record(), (isWritten) => heard.push(isWritten));
+    await recorder.flush();
+    expect(heard).toEqual([false]);
   });
 });

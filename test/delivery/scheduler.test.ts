@@ -1,5 +1,5 @@
 import { describe, expect, test } from 'vitest';
-import { createScheduler, limitsFor, type SchedulerLimits } from '../../src/delivery/scheduler.ts';
+import { createScheduler as create, limitsFor, type SchedulerLimits } from '../../src/delivery/scheduler.ts';
 import type { ClaimedDelivery } from '../../src/domain/delivery.ts';
 import type { DeliveryId, EventId, SubscriptionId, TenantId } from '../../src/domain/ids.ts';
 
@@ -17,14 +17,22 @@ function delivery(tenant: string, subscription: string, bytes = 10): ClaimedDeli
     lease: Buffer.alloc(16),
     leaseUntilMs: 0,
     dueAtMs: 0,
+    isOrdered: false,
     event: {
       eventId: 'evt_x' as EventId,
       type: 'a',
       contentType: 'application/json',
       payload: Buffer.alloc(bytes),
+      source: '',
+      subject: '',
     },
   };
 }
+const createScheduler = (
+  bounds: SchedulerLimits,
+  weights: Readonly<Record<string, number>> = {},
+  onDropped: (delivery: ClaimedDelivery) => void = () => {},
+) => create(bounds, { now: () => 0, weightOf: (tenantId) => weights[tenantId] ?? 1, onDropped });
 const limits = (changes: Partial<SchedulerLimits> = {}): SchedulerLimits => ({
   ...limitsFor(100),
   ...changes,
@@ -54,43 +62,106 @@ describe('the scheduler', () => {
     expect(got.filter((d) => d?.subscriptionId === ('x' as SubscriptionId))).toEqual(first);
   });
 
-  test('keeps the caps on what is in flight, in all, of a tenant and of a subscription', () => {
-    const scheduler = createScheduler(
-      limits({ maxInFlight: 6, maxInFlightOfTenant: 4, maxInFlightOfSubscription: 3 }),
-    );
-    for (let i = 0; i < 10; i++) for (const s of ['x', 'y']) scheduler.offer(delivery('a', s));
-    for (let i = 0; i < 10; i++) scheduler.offer(delivery('b', 'z'));
-    const got = Array.from({ length: 6 }, () => scheduler.next());
-    expect(got.map(name).sort()).toEqual(['a/x', 'a/x', 'a/y', 'b/z', 'b/z', 'b/z']);
-    expect(scheduler.next()).toBeUndefined();
-    expect(scheduler.inFlightCount()).toBe(6);
-    scheduler.finished(got[0]!);
-    expect(scheduler.next()).toBeDefined();
-    expect(scheduler.next()).toBeUndefined();
+  test('gives a tenant of weight 3 three turns for each one of a tenant of weight 1', () => {
+    const scheduler = createScheduler(limits(), { heavy: 3 });
+    for (let i = 0; i < 20; i++) for (const t of ['heavy', 'light']) scheduler.offer(delivery(t, 's'));
+    const got = take(scheduler, 8);
+    expect(got.filter((n) => n === 'heavy/s')).toHaveLength(6);
+    expect(got.filter((n) => n === 'light/s')).toHaveLength(2);
   });
 
-  test('one subscription at its cap does not stop the tenant’s others', () => {
-    const scheduler = createScheduler(limits({ maxInFlightOfSubscription: 1 }));
-    for (let i = 0; i < 3; i++) scheduler.offer(delivery('a', 'slow'));
+  test('a tenant whose bodies are large has fewer turns, and still has them', () => {
+    const scheduler = createScheduler(limits());
+    for (let i = 0; i < 40; i++) scheduler.offer(delivery('small', 's'));
+    for (let i = 0; i < 10; i++) scheduler.offer(delivery('large', 's', 64 * 1024));
+    const got: ClaimedDelivery[] = [];
+    for (let i = 0; i < 30; i++) {
+      const next = scheduler.next()!;
+      got.push(next);
+      scheduler.finished(next);
+    }
+    const large = got.filter((d) => name(d) === 'large/s').length;
+    expect(large).toBeGreaterThanOrEqual(4);
+    expect(large).toBeLessThanOrEqual(7);
+  });
+
+  test('a tenant has half of what the others leave: one a half, two a third each, and something is always left', () => {
+    const scheduler = createScheduler(limits({ maxInFlight: 60 }));
+    const inFlight = (tenant: string) => {
+      for (let i = 0; i < 8; i++) for (let s = 0; s < 20; s++) scheduler.offer(delivery(tenant, `s${s}`));
+    };
+    const drain = () => {
+      const got: (string | undefined)[] = [];
+      for (let next = scheduler.next(); next !== undefined; next = scheduler.next()) got.push(next.tenantId);
+      return got;
+    };
+    inFlight('a');
+    const alone = drain().length; // by the same rule its subscriptions leave something for another one, too
+    expect([alone >= 28, alone <= 30]).toEqual([true, true]);
+    inFlight('b');
+    const second = drain().filter((t) => t === 'b').length;
+    expect([second >= 13, second <= 16]).toEqual([true, true]);
+    scheduler.offer(delivery('quiet', 's'));
+    expect(scheduler.next()?.tenantId).toBe('quiet');
+  });
+
+  test('a subscription has half of what the tenant’s others leave, and does not stop them', () => {
+    const scheduler = createScheduler(limits({ maxInFlight: 16 }));
+    for (let i = 0; i < 10; i++) scheduler.offer(delivery('a', 'slow'));
+    expect(take(scheduler, 5)).toEqual(['a/slow', 'a/slow', 'a/slow', 'a/slow', undefined]);
     scheduler.offer(delivery('a', 'fast'));
-    expect(take(scheduler, 3)).toEqual(['a/slow', 'a/fast', undefined]);
+    expect(take(scheduler, 2)).toEqual(['a/fast', undefined]);
   });
 
-  test('counts reserved places as taken and gives them back', () => {
-    const scheduler = createScheduler(limits({ maxWaitingOfSubscription: 2, maxWaiting: 3 }));
+  test('what waited for its share goes when one of another tenant’s ends', () => {
+    const scheduler = createScheduler(limits({ maxInFlight: 4 }));
+    for (let i = 0; i < 4; i++) scheduler.offer(delivery('a', `s${i}`));
+    for (let i = 0; i < 4; i++) scheduler.offer(delivery('b', `s${i}`));
+    const got = [scheduler.next()!, scheduler.next()!, scheduler.next()!];
+    expect(scheduler.next()).toBeUndefined();
+    scheduler.finished(got.find((d) => d.tenantId === ('b' as TenantId))!);
+    expect(scheduler.next()).toBeDefined();
+  });
+
+  test('counts reserved places and those behind in lines as taken, and gives them back', () => {
+    const scheduler = createScheduler(limits({ maxWaiting: 16 }));
     const a = 'a' as TenantId;
     const x = 'x' as SubscriptionId;
-    expect([scheduler.reserve(a, x), scheduler.reserve(a, x), scheduler.reserve(a, x)]).toEqual([
-      true,
-      true,
-      false,
+    const before = scheduler.room(a, x);
+    expect(before).toBe(4);
+    const behind = delivery('a', 'x');
+    expect([scheduler.reserve(a, x), scheduler.reserve(a, x)]).toEqual([true, true]);
+    scheduler.holdBehind(behind);
+    expect([scheduler.room(a, x), scheduler.waitingOf(a, x)]).toEqual([1, 3]);
+    scheduler.unreserve(a, x);
+    scheduler.unreserve(a, x);
+    scheduler.leaveBehind(behind);
+    expect([scheduler.room(a, x), scheduler.waitingOf(a, x)]).toEqual([before, 0]);
+  });
+
+  test('what is taken along in a request waits no more, and leaves nothing behind it', () => {
+    const scheduler = createScheduler(limits());
+    const all = [delivery('a', 'x'), delivery('a', 'x'), delivery('a', 'x', 500)];
+    for (const d of all) scheduler.offer(d);
+    const first = scheduler.next()!;
+    const small = (d: ClaimedDelivery) => d.event.payload.length < 100;
+    expect(scheduler.takeAlong(first.tenantId, first.subscriptionId, small)).toBe(all[1]);
+    expect(scheduler.takeAlong(first.tenantId, first.subscriptionId, small)).toBeUndefined();
+    expect(scheduler.takeAlong(first.tenantId, first.subscriptionId, () => true)).toBe(all[2]);
+    expect([scheduler.next(), scheduler.inFlightCount(), scheduler.waitingCount()]).toEqual([
+      undefined,
+      1,
+      0,
     ]);
-    expect(scheduler.room(a, x)).toBe(0);
-    expect(scheduler.room(a, 'y' as SubscriptionId)).toBe(1);
-    scheduler.unreserve(a, x);
-    expect(scheduler.room(a, x)).toBe(1);
-    scheduler.unreserve(a, x);
-    expect(scheduler.room(a, x)).toBe(2);
+  });
+
+  test('says what it dropped', () => {
+    const dropped: ClaimedDelivery[] = [];
+    const scheduler = createScheduler(limits(), {}, (d) => dropped.push(d));
+    const all = [delivery('a', 'x'), delivery('a', 'x')];
+    for (const d of all) scheduler.offer(d);
+    expect(scheduler.next(() => 'drop')).toBeUndefined();
+    expect(dropped).toEqual(all);
   });
 
   test('has no room while the bodies that wait are too large together', () => {
@@ -118,9 +189,7 @@ describe('the scheduler', () => {
   });
 
   test('any order of offers, takes and ends leaves the counts right and loses nothing', () => {
-    const scheduler = createScheduler(
-      limits({ maxInFlight: 7, maxInFlightOfTenant: 4, maxInFlightOfSubscription: 2 }),
-    );
+    const scheduler = createScheduler(limits({ maxInFlight: 7 }), { t0: 5, t1: 2 });
     let seed = 12345;
     const random = (n: number) => {
       seed = (seed * 1103515245 + 12345) % 2147483648;

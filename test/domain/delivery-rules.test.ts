@@ -77,12 +77,23 @@ describe('the verdict', () => {
     status,
     retryAfter,
     body: Buffer.alloc(0),
+    control: undefined,
+    headers: {},
+    timing: {},
   });
   const verdict = (result: SendResult, attemptOfRound = 1, more: Partial<Parameters<typeof judge>[0]> = {}) =>
     judge({ result, policy: list, attemptOfRound, ageMs: 0, nowMs: 0, random: 0.5, ...more });
 
   test.each([200, 201, 204, 299])('%i succeeds', (status) => {
-    expect(verdict(response(status))).toEqual({ kind: 'succeeded' });
+    expect(verdict(response(status))).toEqual({ kind: 'succeeded', disable: false });
+  });
+  test('webhook-delivery: disable disables whatever the status; abort gives up what failed, and nothing else', () => {
+    const asking = (status: number, control: string) => ({ ...response(status), control }) as SendResult;
+    expect(verdict(asking(200, 'disable'))).toEqual({ kind: 'succeeded', disable: true });
+    expect(verdict(asking(500, ' Disable '))).toMatchObject({ kind: 'retry', disable: true });
+    expect(verdict(asking(500, 'abort'))).toMatchObject({ kind: 'dead', reason: 'aborted', disable: false });
+    expect(verdict(asking(204, 'abort'))).toEqual({ kind: 'succeeded', disable: false });
+    expect(verdict(asking(500, 'rubbish'))).toMatchObject({ kind: 'retry', disable: false });
   });
   test.each([
     [301, 'redirect'],

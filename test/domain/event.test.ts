@@ -13,6 +13,7 @@ const draft = (changes: Partial<EventDraft> = {}): EventDraft => ({
   source: '',
   subject: '',
   idempotencyKey: '',
+  orderingKey: '',
   deliverAfterMs: undefined,
   metadata: {},
   ...changes,

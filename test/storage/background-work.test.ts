@@ -13,10 +13,10 @@ import {
 import { createHistoryTasks } from '../../src/maintenance/history.ts';
 import { runReplaysOnce } from '../../src/publishing/replay.ts';
 import { type Database, openDatabase } from '../../src/storage/database.ts';
-import { createReplay, getReplay, runningReplays, stepReplay } from '../../src/storage/dead-letters.ts';
 import { stopLeading, tryLead } from '../../src/storage/leaders.ts';
 import { dropHistory, ensurePartitions } from '../../src/storage/partitions.ts';
 import { databaseNowMs, expireDeliveries, purgeBefore } from '../../src/storage/purges.ts';
+import { createReplay, getReplay, runningReplays, stepReplay } from '../../src/storage/replays.ts';
 import { cloneDatabase, type TestDatabase } from '../support/database.ts';
 
 let database: TestDatabase;
@@ -60,11 +60,13 @@ describe('a replay job', () => {
     await addDeadLetters(2_500, 'order.a');
     await addDeadLetters(500, 'user.b');
     const replayId = ids.next<ReplayId>('rpl');
-    await createReplay(db, tenantId, replayId, { eventType: 'order.*' });
+    const what = { kind: 'dead_letters', filter: { eventType: 'order.*' } } as const;
+    expect((await createReplay(db, tenantId, replayId, what, undefined)).totalCount).toBe(2_500);
     await addDeadLetters(10, 'order.later'); // given up after the call: not part of the job
     await database.owner.query(
       "UPDATE dead_letters SET dead_at = now() + interval '1 s' WHERE event_type = 'order.later'",
     );
+    const finished: number[] = [];
     for (let restarts = 0; ; restarts++) {
       // Each step on a database of its own opening, as a new process would.
       const fresh = await openDatabase(database.url, 2, () => {});
@@ -72,13 +74,15 @@ describe('a replay job', () => {
         running: () => runningReplays(fresh),
         step: (r: Parameters<typeof stepReplay>[1]) => stepReplay(fresh, r),
         readyAny: () => {},
+        onFinished: (replay: { readonly replayedCount: number }) => finished.push(replay.replayedCount),
         onError: (e: unknown) => {
           throw e;
         },
       };
-      const { moreToDo } = await runReplaysOnce(deps);
+      const { nextInMs } = await runReplaysOnce(deps);
       await fresh[Symbol.asyncDispose]();
-      if (!moreToDo) {
+      if (nextInMs === undefined) {
+        expect(finished).toEqual([2_500]);
         expect(restarts).toBeGreaterThanOrEqual(2);
         break;
       }
@@ -98,10 +102,11 @@ describe('a replay job', () => {
     await database.owner.query('TRUNCATE deliveries, dead_letters');
     await addDeadLetters(3_000, 'order.a');
     const replayId = ids.next<ReplayId>('rpl');
-    const job = await createReplay(db, tenantId, replayId, {});
+    const what = { kind: 'dead_letters', filter: {} } as const;
+    const job = await createReplay(db, tenantId, replayId, what, undefined);
     await Promise.all(
       [1, 2, 3].map(async () => {
-        while (!(await stepReplay(db, job)).finished);
+        while (!(await stepReplay(db, job)).isOver);
       }),
     );
     expect((await getReplay(db, tenantId, replayId)).replayedCount).toBe(3_000);
@@ -113,16 +118,17 @@ describe('a replay job', () => {
     const jobs = ['bad', 'good'] as const;
     const stepped: string[] = [];
     const deps = {
-      running: async () => jobs.map((replayId) => ({ replayId, tenantId }) as never),
+      running: async () => jobs.map((replayId) => ({ replayId, tenantId, waitMs: 0 }) as never),
       step: async (r: { replayId: string }) => {
         if (r.replayId === 'bad') throw new Error('no');
         stepped.push(r.replayId);
-        return { movedCount: 1, finished: true };
+        return { movedCount: 1, isOver: true, finished: undefined };
       },
       readyAny: () => {},
+      onFinished: () => {},
       onError: (e: unknown) => failed.push(e),
     };
-    expect(await runReplaysOnce(deps)).toEqual({ movedCount: 1, moreToDo: false });
+    expect(await runReplaysOnce(deps)).toEqual({ movedCount: 1, nextInMs: undefined });
     expect([stepped, failed.length]).toEqual([['good'], 1]);
   });
 });

@@ -61,6 +61,7 @@ function event(
       source: '',
       subject: '',
       idempotencyKey: '',
+      orderingKey: '',
       deliverAfterMs: undefined,
       metadata: {},
       ...fields,
@@ -69,6 +70,7 @@ function event(
       deliveryId: deliveryIdOf(eventId, i + 1),
       subscriptionId,
       owned,
+      orderKey: undefined,
     })),
   };
 }
@@ -88,11 +90,14 @@ async function store(
     leaseMs: LEASE_MS,
     slot: 1,
     margin: 0,
+    isUsage: true,
     onFar: () => {},
   };
   return ingest(db.engine, batch);
 }
 
+const written = async (records: readonly DeliveryRecord[]) =>
+  (await writeRecords(db.engine, records, false)).count;
 const count = async (table: string) =>
   Number((await database.owner.query(`SELECT count(*) AS n FROM ${table}`)).rows[0].n);
 const claimAll = (
@@ -233,6 +238,9 @@ describe('records', () => {
     startedAtMs: Date.now(),
     durationUs: 1234,
     responseBody: Buffer.from('no'),
+    timing: { connectUs: 1_000, firstByteUs: 2_000 },
+    responseHeaders: { 'content-type': 'text/plain' },
+    batchSize: 0,
   };
   const failure = { errorClass: 'http_status', message: 'the endpoint answered 500' } as const;
 
@@ -256,6 +264,7 @@ describe('records', () => {
         failure,
         eventType: 'order.created',
         attemptCount: 1,
+        stopsLine: false,
       },
       { ...fence, kind: 'release', delayMs: 0 },
       { ...fence, kind: 'cancelled' },
@@ -269,8 +278,7 @@ describe('records', () => {
       ['1 min'],
     );
     const before = (await database.owner.query('SELECT * FROM deliveries')).rows;
-    for (const record of allKinds(fence))
-      expect(await writeRecords(db.engine, [record]), record.kind).toBe(0);
+    for (const record of allKinds(fence)) expect(await written([record]), record.kind).toBe(0);
     expect((await database.owner.query('SELECT * FROM deliveries')).rows).toEqual(before);
     expect([await count('attempts'), await count('dead_letters'), await count('closed_deliveries')]).toEqual([
       0, 0, 0,
@@ -279,13 +287,13 @@ describe('records', () => {
 
   test('a success leaves an attempt and no delivery', async () => {
     const fence = await claimOne();
-    expect(await writeRecords(db.engine, [allKinds(fence)[0]!])).toBe(1);
+    expect(await written([allKinds(fence)[0]!])).toBe(1);
     expect([await count('deliveries'), await count('attempts')]).toEqual([0, 1]);
-    expect(await writeRecords(db.engine, [allKinds(fence)[0]!])).toBe(0);
+    expect(await written([allKinds(fence)[0]!])).toBe(0);
   });
 
   test('a retry frees the lease, counts the attempt and moves the due time', async () => {
-    expect(await writeRecords(db.engine, [allKinds(await claimOne())[1]!])).toBe(1);
+    expect(await written([allKinds(await claimOne())[1]!])).toBe(1);
     const { rows } = await database.owner.query(
       'SELECT attempt_count, lease, run_at > now() AS later, run_at <= now() + $1::interval AS soon FROM deliveries',
       ['1 s'],
@@ -294,7 +302,7 @@ describe('records', () => {
   });
 
   test('a release charges nothing and leaves no attempt', async () => {
-    expect(await writeRecords(db.engine, [allKinds(await claimOne())[3]!])).toBe(1);
+    expect(await written([allKinds(await claimOne())[3]!])).toBe(1);
     const { rows } = await database.owner.query(
       'SELECT attempt_count, lease, run_at <= now() AS due FROM deliveries',
     );
@@ -303,7 +311,7 @@ describe('records', () => {
   });
 
   test('a dead letter carries its reason and the last answer', async () => {
-    expect(await writeRecords(db.engine, [allKinds(await claimOne())[2]!])).toBe(1);
+    expect(await written([allKinds(await claimOne())[2]!])).toBe(1);
     const { rows } = await database.owner.query(
       'SELECT reason, last_status, last_error_class, last_response_body, attempt_count FROM dead_letters',
     );

@@ -57,7 +57,7 @@ export async function startFleet(
 
 /** Stores events with one due delivery each, as publishing would have, and much faster. */
 export async function storeBacklog(
-  database: TestDatabase,
+  database: Pick<TestDatabase, 'owner'>,
   tenantId: string,
   subscriptionUuid: string,
   count: number,

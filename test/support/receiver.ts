@@ -17,7 +17,7 @@ export type Answer = {
 
 export type Receiver = AsyncDisposable & {
   readonly url: string;
-  readonly received: Received[];
+  received: Received[];
   /** What is answered; may change at any time. */
   answer: (request: Received) => Answer | Promise<Answer>;
 };

@@ -12,7 +12,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file dispatch/v1/dead_letter_service.proto.
  */
 export const file_dispatch_v1_dead_letter_service: GenFile = /*@__PURE__*/
-  fileDesc("CiVkaXNwYXRjaC92MS9kZWFkX2xldHRlcl9zZXJ2aWNlLnByb3RvEgtkaXNwYXRjaC52MSLPAgoKRGVhZExldHRlchITCgtkZWxpdmVyeV9pZBgBIAEoCRIRCgl0ZW5hbnRfaWQYAiABKAkSEAoIZXZlbnRfaWQYAyABKAkSFwoPc3Vic2NyaXB0aW9uX2lkGAQgASgJEhIKCmV2ZW50X3R5cGUYBSABKAkSLQoGcmVhc29uGAYgASgOMh0uZGlzcGF0Y2gudjEuRGVhZExldHRlclJlYXNvbhITCgtsYXN0X3N0YXR1cxgHIAEoBRIYChBsYXN0X2Vycm9yX2NsYXNzGAggASgJEhoKEmxhc3RfZXJyb3JfbWVzc2FnZRgJIAEoCRIaChJsYXN0X3Jlc3BvbnNlX2JvZHkYCiABKAwSFQoNYXR0ZW1wdF9jb3VudBgLIAEoBRItCglkZWFkX3RpbWUYDCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIswBChBEZWFkTGV0dGVyRmlsdGVyEhcKD3N1YnNjcmlwdGlvbl9pZBgBIAEoCRISCgpldmVudF90eXBlGAIgASgJEi0KBnJlYXNvbhgDIAEoDjIdLmRpc3BhdGNoLnYxLkRlYWRMZXR0ZXJSZWFzb24SLgoKc3RhcnRfdGltZRgEIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLAoIZW5kX3RpbWUYBSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIoEBChZMaXN0RGVhZExldHRlcnNSZXF1ZXN0EhEKCXRlbmFudF9pZBgBIAEoCRItCgZmaWx0ZXIYAiABKAsyHS5kaXNwYXRjaC52MS5EZWFkTGV0dGVyRmlsdGVyEhEKCXBhZ2Vfc2l6ZRgDIAEoBRISCgpwYWdlX3Rva2VuGAQgASgJImEKF0xpc3REZWFkTGV0dGVyc1Jlc3BvbnNlEi0KDGRlYWRfbGV0dGVycxgBIAMoCzIXLmRpc3BhdGNoLnYxLkRlYWRMZXR0ZXISFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJIj4KFEdldERlYWRMZXR0ZXJSZXF1ZXN0EhEKCXRlbmFudF9pZBgBIAEoCRITCgtkZWxpdmVyeV9pZBgCIAEoCSJFChVHZXREZWFkTGV0dGVyUmVzcG9uc2USLAoLZGVhZF9sZXR0ZXIYASABKAsyFy5kaXNwYXRjaC52MS5EZWFkTGV0dGVyIkEKF1JlcGxheURlYWRMZXR0ZXJSZXF1ZXN0EhEKCXRlbmFudF9pZBgBIAEoCRITCgtkZWxpdmVyeV9pZBgCIAEoCSIaChhSZXBsYXlEZWFkTGV0dGVyUmVzcG9uc2UiXAoYUmVwbGF5RGVhZExldHRlcnNSZXF1ZXN0EhEKCXRlbmFudF9pZBgBIAEoCRItCgZmaWx0ZXIYAiABKAsyHS5kaXNwYXRjaC52MS5EZWFkTGV0dGVyRmlsdGVyIoACCgZSZXBsYXkSEQoJcmVwbGF5X2lkGAEgASgJEhEKCXRlbmFudF9pZBgCIAEoCRItCgZmaWx0ZXIYAyABKAsyHS5kaXNwYXRjaC52MS5EZWFkTGV0dGVyRmlsdGVyEicKBXN0YXRlGAQgASgOMhguZGlzcGF0Y2gudjEuUmVwbGF5U3RhdGUSFgoOcmVwbGF5ZWRfY291bnQYBSABKAMSLwoLY3JlYXRlX3RpbWUYBiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEi8KC2ZpbmlzaF90aW1lGAcgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCJAChlSZXBsYXlEZWFkTGV0dGVyc1Jlc3BvbnNlEiMKBnJlcGxheRgBIAEoCzITLmRpc3BhdGNoLnYxLlJlcGxheSI4ChBHZXRSZXBsYXlSZXF1ZXN0EhEKCXRlbmFudF9pZBgBIAEoCRIRCglyZXBsYXlfaWQYAiABKAkiOAoRR2V0UmVwbGF5UmVzcG9uc2USIwoGcmVwbGF5GAEgASgLMhMuZGlzcGF0Y2gudjEuUmVwbGF5InMKGURpc2NhcmREZWFkTGV0dGVyc1JlcXVlc3QSEQoJdGVuYW50X2lkGAEgASgJEhQKDGRlbGl2ZXJ5X2lkcxgCIAMoCRItCgZmaWx0ZXIYAyABKAsyHS5kaXNwYXRjaC52MS5EZWFkTGV0dGVyRmlsdGVyIjUKGkRpc2NhcmREZWFkTGV0dGVyc1Jlc3BvbnNlEhcKD2Rpc2NhcmRlZF9jb3VudBgBIAEoBSqwAQoQRGVhZExldHRlclJlYXNvbhIiCh5ERUFEX0xFVFRFUl9SRUFTT05fVU5TUEVDSUZJRUQQABIpCiVERUFEX0xFVFRFUl9SRUFTT05fQVRURU1QVFNfRVhIQVVTVEVEEAESJwojREVBRF9MRVRURVJfUkVBU09OX01BWF9BR0VfRVhDRUVERUQQAhIkCiBERUFEX0xFVFRFUl9SRUFTT05fRVZFTlRfRVhQSVJFRBADKmAKC1JlcGxheVN0YXRlEhwKGFJFUExBWV9TVEFURV9VTlNQRUNJRklFRBAAEhgKFFJFUExBWV9TVEFURV9SVU5OSU5HEAESGQoVUkVQTEFZX1NUQVRFX0ZJTklTSEVEEAIywQQKEURlYWRMZXR0ZXJTZXJ2aWNlElwKD0xpc3REZWFkTGV0dGVycxIjLmRpc3BhdGNoLnYxLkxpc3REZWFkTGV0dGVyc1JlcXVlc3QaJC5kaXNwYXRjaC52MS5MaXN0RGVhZExldHRlcnNSZXNwb25zZRJWCg1HZXREZWFkTGV0dGVyEiEuZGlzcGF0Y2gudjEuR2V0RGVhZExldHRlclJlcXVlc3QaIi5kaXNwYXRjaC52MS5HZXREZWFkTGV0dGVyUmVzcG9uc2USXwoQUmVwbGF5RGVhZExldHRlchIkLmRpc3BhdGNoLnYxLlJlcGxheURlYWRMZXR0ZXJSZXF1ZXN0GiUuZGlzcGF0Y2gudjEuUmVwbGF5RGVhZExldHRlclJlc3BvbnNlEmIKEVJlcGxheURlYWRMZXR0ZXJzEiUuZGlzcGF0Y2gudjEuUmVwbGF5RGVhZExldHRlcnNSZXF1ZXN0GiYuZGlzcGF0Y2gudjEuUmVwbGF5RGVhZExldHRlcnNSZXNwb25zZRJKCglHZXRSZXBsYXkSHS5kaXNwYXRjaC52MS5HZXRSZXBsYXlSZXF1ZXN0Gh4uZGlzcGF0Y2gudjEuR2V0UmVwbGF5UmVzcG9uc2USZQoSRGlzY2FyZERlYWRMZXR0ZXJzEiYuZGlzcGF0Y2gudjEuRGlzY2FyZERlYWRMZXR0ZXJzUmVxdWVzdBonLmRpc3BhdGNoLnYxLkRpc2NhcmREZWFkTGV0dGVyc1Jlc3BvbnNlYgZwcm90bzM", [file_google_protobuf_timestamp]);
+  fileDesc("CiVkaXNwYXRjaC92MS9kZWFkX2xldHRlcl9zZXJ2aWNlLnByb3RvEgtkaXNwYXRjaC52MSKBAwoKRGVhZExldHRlchITCgtkZWxpdmVyeV9pZBgBIAEoCRIRCgl0ZW5hbnRfaWQYAiABKAkSEAoIZXZlbnRfaWQYAyABKAkSFwoPc3Vic2NyaXB0aW9uX2lkGAQgASgJEhIKCmV2ZW50X3R5cGUYBSABKAkSLQoGcmVhc29uGAYgASgOMh0uZGlzcGF0Y2gudjEuRGVhZExldHRlclJlYXNvbhITCgtsYXN0X3N0YXR1cxgHIAEoBRIYChBsYXN0X2Vycm9yX2NsYXNzGAggASgJEhoKEmxhc3RfZXJyb3JfbWVzc2FnZRgJIAEoCRIaChJsYXN0X3Jlc3BvbnNlX2JvZHkYCiABKAwSFQoNYXR0ZW1wdF9jb3VudBgLIAEoBRItCglkZWFkX3RpbWUYDCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEjAKDGFyY2hpdmVfdGltZRgNIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAijQIKEERlYWRMZXR0ZXJGaWx0ZXISFwoPc3Vic2NyaXB0aW9uX2lkGAEgASgJEhIKCmV2ZW50X3R5cGUYAiABKAkSLQoGcmVhc29uGAMgASgOMh0uZGlzcGF0Y2gudjEuRGVhZExldHRlclJlYXNvbhIuCgpzdGFydF90aW1lGAQgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIsCghlbmRfdGltZRgFIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEwoLbGFzdF9zdGF0dXMYBiABKAUSGAoQbGFzdF9lcnJvcl9jbGFzcxgHIAEoCRIQCghhcmNoaXZlZBgIIAEoCCKBAQoWTGlzdERlYWRMZXR0ZXJzUmVxdWVzdBIRCgl0ZW5hbnRfaWQYASABKAkSLQoGZmlsdGVyGAIgASgLMh0uZGlzcGF0Y2gudjEuRGVhZExldHRlckZpbHRlchIRCglwYWdlX3NpemUYAyABKAUSEgoKcGFnZV90b2tlbhgEIAEoCSJhChdMaXN0RGVhZExldHRlcnNSZXNwb25zZRItCgxkZWFkX2xldHRlcnMYASADKAsyFy5kaXNwYXRjaC52MS5EZWFkTGV0dGVyEhcKD25leHRfcGFnZV90b2tlbhgCIAEoCSI+ChRHZXREZWFkTGV0dGVyUmVxdWVzdBIRCgl0ZW5hbnRfaWQYASABKAkSEwoLZGVsaXZlcnlfaWQYAiABKAkiRQoVR2V0RGVhZExldHRlclJlc3BvbnNlEiwKC2RlYWRfbGV0dGVyGAEgASgLMhcuZGlzcGF0Y2gudjEuRGVhZExldHRlciJBChdSZXBsYXlEZWFkTGV0dGVyUmVxdWVzdBIRCgl0ZW5hbnRfaWQYASABKAkSEwoLZGVsaXZlcnlfaWQYAiABKAkiGgoYUmVwbGF5RGVhZExldHRlclJlc3BvbnNlIoUBChhSZXBsYXlEZWFkTGV0dGVyc1JlcXVlc3QSEQoJdGVuYW50X2lkGAEgASgJEi0KBmZpbHRlchgCIAEoCzIdLmRpc3BhdGNoLnYxLkRlYWRMZXR0ZXJGaWx0ZXISFgoObWF4X3Blcl9zZWNvbmQYAyABKAESDwoHZHJ5X3J1bhgEIAEoCCKpAQoRRXZlbnRSZXBsYXlGaWx0ZXISLgoKc3RhcnRfdGltZRgBIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLAoIZW5kX3RpbWUYAiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhIKCmV2ZW50X3R5cGUYAyABKAkSEQoJZXZlbnRfaWRzGAQgAygJEg8KB21pc3NpbmcYBSABKAgi/AIKBlJlcGxheRIRCglyZXBsYXlfaWQYASABKAkSEQoJdGVuYW50X2lkGAIgASgJEi0KBmZpbHRlchgDIAEoCzIdLmRpc3BhdGNoLnYxLkRlYWRMZXR0ZXJGaWx0ZXISJwoFc3RhdGUYBCABKA4yGC5kaXNwYXRjaC52MS5SZXBsYXlTdGF0ZRIWCg5yZXBsYXllZF9jb3VudBgFIAEoAxIvCgtjcmVhdGVfdGltZRgGIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLwoLZmluaXNoX3RpbWUYByABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEjQKDGV2ZW50X2ZpbHRlchgIIAEoCzIeLmRpc3BhdGNoLnYxLkV2ZW50UmVwbGF5RmlsdGVyEhcKD3N1YnNjcmlwdGlvbl9pZBgJIAEoCRITCgt0b3RhbF9jb3VudBgKIAEoAxIWCg5tYXhfcGVyX3NlY29uZBgLIAEoASJOChJMaXN0UmVwbGF5c1JlcXVlc3QSEQoJdGVuYW50X2lkGAEgASgJEhEKCXBhZ2Vfc2l6ZRgCIAEoBRISCgpwYWdlX3Rva2VuGAMgASgJIlQKE0xpc3RSZXBsYXlzUmVzcG9uc2USJAoHcmVwbGF5cxgBIAMoCzITLmRpc3BhdGNoLnYxLlJlcGxheRIXCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAkiOwoTQ2FuY2VsUmVwbGF5UmVxdWVzdBIRCgl0ZW5hbnRfaWQYASABKAkSEQoJcmVwbGF5X2lkGAIgASgJIjsKFENhbmNlbFJlcGxheVJlc3BvbnNlEiMKBnJlcGxheRgBIAEoCzITLmRpc3BhdGNoLnYxLlJlcGxheSJAChlSZXBsYXlEZWFkTGV0dGVyc1Jlc3BvbnNlEiMKBnJlcGxheRgBIAEoCzITLmRpc3BhdGNoLnYxLlJlcGxheSI4ChBHZXRSZXBsYXlSZXF1ZXN0EhEKCXRlbmFudF9pZBgBIAEoCRIRCglyZXBsYXlfaWQYAiABKAkiOAoRR2V0UmVwbGF5UmVzcG9uc2USIwoGcmVwbGF5GAEgASgLMhMuZGlzcGF0Y2gudjEuUmVwbGF5InMKGURpc2NhcmREZWFkTGV0dGVyc1JlcXVlc3QSEQoJdGVuYW50X2lkGAEgASgJEhQKDGRlbGl2ZXJ5X2lkcxgCIAMoCRItCgZmaWx0ZXIYAyABKAsyHS5kaXNwYXRjaC52MS5EZWFkTGV0dGVyRmlsdGVyIjUKGkRpc2NhcmREZWFkTGV0dGVyc1Jlc3BvbnNlEhcKD2Rpc2NhcmRlZF9jb3VudBgBIAEoBSrQAQoQRGVhZExldHRlclJlYXNvbhIiCh5ERUFEX0xFVFRFUl9SRUFTT05fVU5TUEVDSUZJRUQQABIpCiVERUFEX0xFVFRFUl9SRUFTT05fQVRURU1QVFNfRVhIQVVTVEVEEAESJwojREVBRF9MRVRURVJfUkVBU09OX01BWF9BR0VfRVhDRUVERUQQAhIkCiBERUFEX0xFVFRFUl9SRUFTT05fRVZFTlRfRVhQSVJFRBADEh4KGkRFQURfTEVUVEVSX1JFQVNPTl9BQk9SVEVEEAQqfAoLUmVwbGF5U3RhdGUSHAoYUkVQTEFZX1NUQVRFX1VOU1BFQ0lGSUVEEAASGAoUUkVQTEFZX1NUQVRFX1JVTk5JTkcQARIZChVSRVBMQVlfU1RBVEVfRklOSVNIRUQQAhIaChZSRVBMQVlfU1RBVEVfQ0FOQ0VMTEVEEAMy6AUKEURlYWRMZXR0ZXJTZXJ2aWNlElwKD0xpc3REZWFkTGV0dGVycxIjLmRpc3BhdGNoLnYxLkxpc3REZWFkTGV0dGVyc1JlcXVlc3QaJC5kaXNwYXRjaC52MS5MaXN0RGVhZExldHRlcnNSZXNwb25zZRJWCg1HZXREZWFkTGV0dGVyEiEuZGlzcGF0Y2gudjEuR2V0RGVhZExldHRlclJlcXVlc3QaIi5kaXNwYXRjaC52MS5HZXREZWFkTGV0dGVyUmVzcG9uc2USXwoQUmVwbGF5RGVhZExldHRlchIkLmRpc3BhdGNoLnYxLlJlcGxheURlYWRMZXR0ZXJSZXF1ZXN0GiUuZGlzcGF0Y2gudjEuUmVwbGF5RGVhZExldHRlclJlc3BvbnNlEmIKEVJlcGxheURlYWRMZXR0ZXJzEiUuZGlzcGF0Y2gudjEuUmVwbGF5RGVhZExldHRlcnNSZXF1ZXN0GiYuZGlzcGF0Y2gudjEuUmVwbGF5RGVhZExldHRlcnNSZXNwb25zZRJKCglHZXRSZXBsYXkSHS5kaXNwYXRjaC52MS5HZXRSZXBsYXlSZXF1ZXN0Gh4uZGlzcGF0Y2gudjEuR2V0UmVwbGF5UmVzcG9uc2USUAoLTGlzdFJlcGxheXMSHy5kaXNwYXRjaC52MS5MaXN0UmVwbGF5c1JlcXVlc3QaIC5kaXNwYXRjaC52MS5MaXN0UmVwbGF5c1Jlc3BvbnNlElMKDENhbmNlbFJlcGxheRIgLmRpc3BhdGNoLnYxLkNhbmNlbFJlcGxheVJlcXVlc3QaIS5kaXNwYXRjaC52MS5DYW5jZWxSZXBsYXlSZXNwb25zZRJlChJEaXNjYXJkRGVhZExldHRlcnMSJi5kaXNwYXRjaC52MS5EaXNjYXJkRGVhZExldHRlcnNSZXF1ZXN0GicuZGlzcGF0Y2gudjEuRGlzY2FyZERlYWRMZXR0ZXJzUmVzcG9uc2ViBnByb3RvMw", [file_google_protobuf_timestamp]);
 
 /**
  * A delivery that was given up.
@@ -103,6 +103,13 @@ export type DeadLetter = Message<"dispatch.v1.DeadLetter"> & {
    * @generated from field: google.protobuf.Timestamp dead_time = 12;
    */
   deadTime?: Timestamp | undefined;
+
+  /**
+   * When it was archived by the tenant's policy, if it was.
+   *
+   * @generated from field: google.protobuf.Timestamp archive_time = 13;
+   */
+  archiveTime?: Timestamp | undefined;
 };
 
 /**
@@ -152,6 +159,27 @@ export type DeadLetterFilter = Message<"dispatch.v1.DeadLetterFilter"> & {
    * @generated from field: google.protobuf.Timestamp end_time = 5;
    */
   endTime?: Timestamp | undefined;
+
+  /**
+   * Whose last attempt had this HTTP status; -1: no response came.
+   *
+   * @generated from field: int32 last_status = 6;
+   */
+  lastStatus: number;
+
+  /**
+   * Whose last attempt failed with this class; see Attempt.error_class.
+   *
+   * @generated from field: string last_error_class = 7;
+   */
+  lastErrorClass: string;
+
+  /**
+   * Those that the tenant's policy has archived, instead of the others.
+   *
+   * @generated from field: bool archived = 8;
+   */
+  archived: boolean;
 };
 
 /**
@@ -343,6 +371,21 @@ export type ReplayDeadLettersRequest = Message<"dispatch.v1.ReplayDeadLettersReq
    * @generated from field: dispatch.v1.DeadLetterFilter filter = 2;
    */
   filter?: DeadLetterFilter | undefined;
+
+  /**
+   * Deliveries a second that become pending: 0.001–10,000; as fast as it goes when 0.
+   *
+   * @generated from field: double max_per_second = 3;
+   */
+  maxPerSecond: number;
+
+  /**
+   * Only count what would be replayed: nothing is changed, and the answer's `replay`
+   * has `total_count` and no id.
+   *
+   * @generated from field: bool dry_run = 4;
+   */
+  dryRun: boolean;
 };
 
 /**
@@ -351,6 +394,57 @@ export type ReplayDeadLettersRequest = Message<"dispatch.v1.ReplayDeadLettersReq
  */
 export const ReplayDeadLettersRequestSchema: GenMessage<ReplayDeadLettersRequest> = /*@__PURE__*/
   messageDesc(file_dispatch_v1_dead_letter_service, 8);
+
+/**
+ * Which events of the history to replay to a subscription. Fields that are set must
+ * all match.
+ *
+ * @generated from message dispatch.v1.EventReplayFilter
+ */
+export type EventReplayFilter = Message<"dispatch.v1.EventReplayFilter"> & {
+  /**
+   * Accepted at or after this time.
+   *
+   * @generated from field: google.protobuf.Timestamp start_time = 1;
+   */
+  startTime?: Timestamp | undefined;
+
+  /**
+   * Accepted before this time; before the call when not set.
+   *
+   * @generated from field: google.protobuf.Timestamp end_time = 2;
+   */
+  endTime?: Timestamp | undefined;
+
+  /**
+   * Of types that match this pattern; when empty, of the subscription's.
+   *
+   * @generated from field: string event_type = 3;
+   */
+  eventType: string;
+
+  /**
+   * Just these: up to 1,000 `evt_…`.
+   *
+   * @generated from field: repeated string event_ids = 4;
+   */
+  eventIds: string[];
+
+  /**
+   * Only events of which the subscription has no delivery that succeeded, is pending
+   * or is a dead letter.
+   *
+   * @generated from field: bool missing = 5;
+   */
+  missing: boolean;
+};
+
+/**
+ * Describes the message dispatch.v1.EventReplayFilter.
+ * Use `create(EventReplayFilterSchema)` to create a new message.
+ */
+export const EventReplayFilterSchema: GenMessage<EventReplayFilter> = /*@__PURE__*/
+  messageDesc(file_dispatch_v1_dead_letter_service, 9);
 
 /**
  * A replay job.
@@ -373,7 +467,7 @@ export type Replay = Message<"dispatch.v1.Replay"> & {
   tenantId: string;
 
   /**
-   * What it replays.
+   * What it replays, if those are dead letters.
    *
    * @generated from field: dispatch.v1.DeadLetterFilter filter = 3;
    */
@@ -387,7 +481,7 @@ export type Replay = Message<"dispatch.v1.Replay"> & {
   state: ReplayState;
 
   /**
-   * Dead letters replayed so far.
+   * Deliveries made pending so far.
    *
    * @generated from field: int64 replayed_count = 5;
    */
@@ -401,11 +495,39 @@ export type Replay = Message<"dispatch.v1.Replay"> & {
   createTime?: Timestamp | undefined;
 
   /**
-   * When it finished.
+   * When it finished or was cancelled.
    *
    * @generated from field: google.protobuf.Timestamp finish_time = 7;
    */
   finishTime?: Timestamp | undefined;
+
+  /**
+   * What it replays, if those are events of the history.
+   *
+   * @generated from field: dispatch.v1.EventReplayFilter event_filter = 8;
+   */
+  eventFilter?: EventReplayFilter | undefined;
+
+  /**
+   * The subscription that it replays events to.
+   *
+   * @generated from field: string subscription_id = 9;
+   */
+  subscriptionId: string;
+
+  /**
+   * How many matched when it was asked for.
+   *
+   * @generated from field: int64 total_count = 10;
+   */
+  totalCount: bigint;
+
+  /**
+   * Deliveries a second at most; 0: as fast as it goes.
+   *
+   * @generated from field: double max_per_second = 11;
+   */
+  maxPerSecond: number;
 };
 
 /**
@@ -413,7 +535,119 @@ export type Replay = Message<"dispatch.v1.Replay"> & {
  * Use `create(ReplaySchema)` to create a new message.
  */
 export const ReplaySchema: GenMessage<Replay> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_dead_letter_service, 9);
+  messageDesc(file_dispatch_v1_dead_letter_service, 10);
+
+/**
+ * Which jobs.
+ *
+ * @generated from message dispatch.v1.ListReplaysRequest
+ */
+export type ListReplaysRequest = Message<"dispatch.v1.ListReplaysRequest"> & {
+  /**
+   * A tenant key may leave it out.
+   *
+   * @generated from field: string tenant_id = 1;
+   */
+  tenantId: string;
+
+  /**
+   * At most this many; 50 when 0, at most 500.
+   *
+   * @generated from field: int32 page_size = 2;
+   */
+  pageSize: number;
+
+  /**
+   * `next_page_token` of the page before.
+   *
+   * @generated from field: string page_token = 3;
+   */
+  pageToken: string;
+};
+
+/**
+ * Describes the message dispatch.v1.ListReplaysRequest.
+ * Use `create(ListReplaysRequestSchema)` to create a new message.
+ */
+export const ListReplaysRequestSchema: GenMessage<ListReplaysRequest> = /*@__PURE__*/
+  messageDesc(file_dispatch_v1_dead_letter_service, 11);
+
+/**
+ * A page of jobs.
+ *
+ * @generated from message dispatch.v1.ListReplaysResponse
+ */
+export type ListReplaysResponse = Message<"dispatch.v1.ListReplaysResponse"> & {
+  /**
+   * Newest first.
+   *
+   * @generated from field: repeated dispatch.v1.Replay replays = 1;
+   */
+  replays: Replay[];
+
+  /**
+   * Empty on the last page.
+   *
+   * @generated from field: string next_page_token = 2;
+   */
+  nextPageToken: string;
+};
+
+/**
+ * Describes the message dispatch.v1.ListReplaysResponse.
+ * Use `create(ListReplaysResponseSchema)` to create a new message.
+ */
+export const ListReplaysResponseSchema: GenMessage<ListReplaysResponse> = /*@__PURE__*/
+  messageDesc(file_dispatch_v1_dead_letter_service, 12);
+
+/**
+ * Which job.
+ *
+ * @generated from message dispatch.v1.CancelReplayRequest
+ */
+export type CancelReplayRequest = Message<"dispatch.v1.CancelReplayRequest"> & {
+  /**
+   * A tenant key may leave it out.
+   *
+   * @generated from field: string tenant_id = 1;
+   */
+  tenantId: string;
+
+  /**
+   * `rpl_…`. Required.
+   *
+   * @generated from field: string replay_id = 2;
+   */
+  replayId: string;
+};
+
+/**
+ * Describes the message dispatch.v1.CancelReplayRequest.
+ * Use `create(CancelReplayRequestSchema)` to create a new message.
+ */
+export const CancelReplayRequestSchema: GenMessage<CancelReplayRequest> = /*@__PURE__*/
+  messageDesc(file_dispatch_v1_dead_letter_service, 13);
+
+/**
+ * The job.
+ *
+ * @generated from message dispatch.v1.CancelReplayResponse
+ */
+export type CancelReplayResponse = Message<"dispatch.v1.CancelReplayResponse"> & {
+  /**
+   * The job.
+   *
+   * @generated from field: dispatch.v1.Replay replay = 1;
+   */
+  replay?: Replay | undefined;
+};
+
+/**
+ * Describes the message dispatch.v1.CancelReplayResponse.
+ * Use `create(CancelReplayResponseSchema)` to create a new message.
+ */
+export const CancelReplayResponseSchema: GenMessage<CancelReplayResponse> = /*@__PURE__*/
+  messageDesc(file_dispatch_v1_dead_letter_service, 14);
 
 /**
  * The job that was started.
@@ -434,7 +668,7 @@ export type ReplayDeadLettersResponse = Message<"dispatch.v1.ReplayDeadLettersRe
  * Use `create(ReplayDeadLettersResponseSchema)` to create a new message.
  */
 export const ReplayDeadLettersResponseSchema: GenMessage<ReplayDeadLettersResponse> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_dead_letter_service, 10);
+  messageDesc(file_dispatch_v1_dead_letter_service, 15);
 
 /**
  * Which job.
@@ -462,7 +696,7 @@ export type GetReplayRequest = Message<"dispatch.v1.GetReplayRequest"> & {
  * Use `create(GetReplayRequestSchema)` to create a new message.
  */
 export const GetReplayRequestSchema: GenMessage<GetReplayRequest> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_dead_letter_service, 11);
+  messageDesc(file_dispatch_v1_dead_letter_service, 16);
 
 /**
  * The job.
@@ -483,7 +717,7 @@ export type GetReplayResponse = Message<"dispatch.v1.GetReplayResponse"> & {
  * Use `create(GetReplayResponseSchema)` to create a new message.
  */
 export const GetReplayResponseSchema: GenMessage<GetReplayResponse> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_dead_letter_service, 12);
+  messageDesc(file_dispatch_v1_dead_letter_service, 17);
 
 /**
  * What to discard: one of the two is required.
@@ -519,7 +753,7 @@ export type DiscardDeadLettersRequest = Message<"dispatch.v1.DiscardDeadLettersR
  * Use `create(DiscardDeadLettersRequestSchema)` to create a new message.
  */
 export const DiscardDeadLettersRequestSchema: GenMessage<DiscardDeadLettersRequest> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_dead_letter_service, 13);
+  messageDesc(file_dispatch_v1_dead_letter_service, 18);
 
 /**
  * What was discarded.
@@ -540,7 +774,7 @@ export type DiscardDeadLettersResponse = Message<"dispatch.v1.DiscardDeadLetters
  * Use `create(DiscardDeadLettersResponseSchema)` to create a new message.
  */
 export const DiscardDeadLettersResponseSchema: GenMessage<DiscardDeadLettersResponse> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_dead_letter_service, 14);
+  messageDesc(file_dispatch_v1_dead_letter_service, 19);
 
 /**
  * Why a delivery was given up.
@@ -575,6 +809,13 @@ export const DeadLetterReason = {
    * @generated from enum value: DEAD_LETTER_REASON_EVENT_EXPIRED = 3;
    */
   EVENT_EXPIRED: 3,
+
+  /**
+   * The endpoint answered `webhook-delivery: abort`.
+   *
+   * @generated from enum value: DEAD_LETTER_REASON_ABORTED = 4;
+   */
+  ABORTED: 4,
 } as const;
 
 /**
@@ -611,11 +852,18 @@ export const ReplayState = {
   RUNNING: 1,
 
   /**
-   * Every matching dead letter was replayed.
+   * Everything that matched was replayed.
    *
    * @generated from enum value: REPLAY_STATE_FINISHED = 2;
    */
   FINISHED: 2,
+
+  /**
+   * Stopped by CancelReplay.
+   *
+   * @generated from enum value: REPLAY_STATE_CANCELLED = 3;
+   */
+  CANCELLED: 3,
 } as const;
 
 /**
@@ -670,7 +918,8 @@ export const DeadLetterService: GenService<{
   },
   /**
    * Starts a durable job that replays every dead letter that matches the filter
-   * and was given up before the call. It survives restarts.
+   * and was given up before the call. It survives restarts. With `dry_run` it only
+   * counts.
    *
    * @generated from rpc dispatch.v1.DeadLetterService.ReplayDeadLetters
    */
@@ -680,7 +929,7 @@ export const DeadLetterService: GenService<{
     output: typeof ReplayDeadLettersResponseSchema;
   },
   /**
-   * Reads the progress of a replay job.
+   * Reads the progress of a replay job, of dead letters or of events.
    *
    * @generated from rpc dispatch.v1.DeadLetterService.GetReplay
    */
@@ -688,6 +937,26 @@ export const DeadLetterService: GenService<{
     methodKind: "unary";
     input: typeof GetReplayRequestSchema;
     output: typeof GetReplayResponseSchema;
+  },
+  /**
+   * Lists replay jobs, newest first.
+   *
+   * @generated from rpc dispatch.v1.DeadLetterService.ListReplays
+   */
+  listReplays: {
+    methodKind: "unary";
+    input: typeof ListReplaysRequestSchema;
+    output: typeof ListReplaysResponseSchema;
+  },
+  /**
+   * Stops a replay job. What it has made pending stays so.
+   *
+   * @generated from rpc dispatch.v1.DeadLetterService.CancelReplay
+   */
+  cancelReplay: {
+    methodKind: "unary";
+    input: typeof CancelReplayRequestSchema;
+    output: typeof CancelReplayResponseSchema;
   },
   /**
    * Gives up dead letters for good: those listed, or up to 1,000 that match the

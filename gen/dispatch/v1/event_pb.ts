@@ -12,7 +12,7 @@ import type { JsonObject, Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file dispatch/v1/event.proto.
  */
 export const file_dispatch_v1_event: GenFile = /*@__PURE__*/
-  fileDesc("ChdkaXNwYXRjaC92MS9ldmVudC5wcm90bxILZGlzcGF0Y2gudjEi3gIKCkV2ZW50SW5wdXQSDAoEdHlwZRgBIAEoCRInCgRkYXRhGAIgASgLMhcuZ29vZ2xlLnByb3RvYnVmLlN0cnVjdEgAEhEKB3BheWxvYWQYAyABKAxIABIUCgxjb250ZW50X3R5cGUYBCABKAkSDgoGc291cmNlGAUgASgJEg8KB3N1YmplY3QYBiABKAkSFwoPaWRlbXBvdGVuY3lfa2V5GAcgASgJEjEKDWRlbGl2ZXJfYWZ0ZXIYCSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEjcKCG1ldGFkYXRhGAogAygLMiUuZGlzcGF0Y2gudjEuRXZlbnRJbnB1dC5NZXRhZGF0YUVudHJ5EhEKCXRlbmFudF9pZBgLIAEoCRovCg1NZXRhZGF0YUVudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAFCBgoEYm9keSL7AgoFRXZlbnQSEAoIZXZlbnRfaWQYASABKAkSEQoJdGVuYW50X2lkGAIgASgJEgwKBHR5cGUYAyABKAkSDwoHcGF5bG9hZBgEIAEoDBIUCgxjb250ZW50X3R5cGUYBSABKAkSDgoGc291cmNlGAYgASgJEg8KB3N1YmplY3QYByABKAkSFwoPaWRlbXBvdGVuY3lfa2V5GAggASgJEjIKCG1ldGFkYXRhGAkgAygLMiAuZGlzcGF0Y2gudjEuRXZlbnQuTWV0YWRhdGFFbnRyeRIVCg1wYXlsb2FkX2J5dGVzGAogASgFEi8KC2NyZWF0ZV90aW1lGAsgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIxCg1kZWxpdmVyX2FmdGVyGAwgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBovCg1NZXRhZGF0YUVudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEiuAIKCERlbGl2ZXJ5EhMKC2RlbGl2ZXJ5X2lkGAEgASgJEhEKCXRlbmFudF9pZBgCIAEoCRIQCghldmVudF9pZBgDIAEoCRIXCg9zdWJzY3JpcHRpb25faWQYBCABKAkSKQoFc3RhdGUYBSABKA4yGi5kaXNwYXRjaC52MS5EZWxpdmVyeVN0YXRlEhUKDWF0dGVtcHRfY291bnQYBiABKAUSNQoRbmV4dF9hdHRlbXB0X3RpbWUYByABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEi8KC2NyZWF0ZV90aW1lGAggASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIvCgtmaW5pc2hfdGltZRgJIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAixAIKB0F0dGVtcHQSEwoLZGVsaXZlcnlfaWQYASABKAkSDwoHYXR0ZW1wdBgCIAEoBRIsCgdvdXRjb21lGAMgASgOMhsuZGlzcGF0Y2gudjEuQXR0ZW1wdE91dGNvbWUSDgoGc3RhdHVzGAQgASgFEhMKC2Vycm9yX2NsYXNzGAUgASgJEhUKDWVycm9yX21lc3NhZ2UYBiABKAkSLgoKc3RhcnRfdGltZRgHIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASKwoIZHVyYXRpb24YCCABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SFQoNcmVzcG9uc2VfYm9keRgJIAEoDBI1ChFuZXh0X2F0dGVtcHRfdGltZRgKIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAq5QEKDURlbGl2ZXJ5U3RhdGUSHgoaREVMSVZFUllfU1RBVEVfVU5TUEVDSUZJRUQQABIaChZERUxJVkVSWV9TVEFURV9QRU5ESU5HEAESHAoYREVMSVZFUllfU1RBVEVfSU5fRkxJR0hUEAISHAoYREVMSVZFUllfU1RBVEVfU1VDQ0VFREVEEAMSIAocREVMSVZFUllfU1RBVEVfREVBRF9MRVRURVJFRBAEEhwKGERFTElWRVJZX1NUQVRFX0NBTkNFTExFRBAFEhwKGERFTElWRVJZX1NUQVRFX0RJU0NBUkRFRBAGKpgBCg5BdHRlbXB0T3V0Y29tZRIfChtBVFRFTVBUX09VVENPTUVfVU5TUEVDSUZJRUQQABIdChlBVFRFTVBUX09VVENPTUVfU1VDQ0VFREVEEAESIwofQVRURU1QVF9PVVRDT01FX1JFVFJZX1NDSEVEVUxFRBACEiEKHUFUVEVNUFRfT1VUQ09NRV9ERUFEX0xFVFRFUkVEEANiBnByb3RvMw", [file_google_protobuf_duration, file_google_protobuf_struct, file_google_protobuf_timestamp]);
+  fileDesc("ChdkaXNwYXRjaC92MS9ldmVudC5wcm90bxILZGlzcGF0Y2gudjEi9AIKCkV2ZW50SW5wdXQSDAoEdHlwZRgBIAEoCRInCgRkYXRhGAIgASgLMhcuZ29vZ2xlLnByb3RvYnVmLlN0cnVjdEgAEhEKB3BheWxvYWQYAyABKAxIABIUCgxjb250ZW50X3R5cGUYBCABKAkSDgoGc291cmNlGAUgASgJEg8KB3N1YmplY3QYBiABKAkSFwoPaWRlbXBvdGVuY3lfa2V5GAcgASgJEhQKDG9yZGVyaW5nX2tleRgIIAEoCRIxCg1kZWxpdmVyX2FmdGVyGAkgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBI3CghtZXRhZGF0YRgKIAMoCzIlLmRpc3BhdGNoLnYxLkV2ZW50SW5wdXQuTWV0YWRhdGFFbnRyeRIRCgl0ZW5hbnRfaWQYCyABKAkaLwoNTWV0YWRhdGFFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBQgYKBGJvZHkikQMKBUV2ZW50EhAKCGV2ZW50X2lkGAEgASgJEhEKCXRlbmFudF9pZBgCIAEoCRIMCgR0eXBlGAMgASgJEg8KB3BheWxvYWQYBCABKAwSFAoMY29udGVudF90eXBlGAUgASgJEg4KBnNvdXJjZRgGIAEoCRIPCgdzdWJqZWN0GAcgASgJEhcKD2lkZW1wb3RlbmN5X2tleRgIIAEoCRIyCghtZXRhZGF0YRgJIAMoCzIgLmRpc3BhdGNoLnYxLkV2ZW50Lk1ldGFkYXRhRW50cnkSFQoNcGF5bG9hZF9ieXRlcxgKIAEoBRIvCgtjcmVhdGVfdGltZRgLIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASMQoNZGVsaXZlcl9hZnRlchgMIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASFAoMb3JkZXJpbmdfa2V5GA0gASgJGi8KDU1ldGFkYXRhRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASK4AgoIRGVsaXZlcnkSEwoLZGVsaXZlcnlfaWQYASABKAkSEQoJdGVuYW50X2lkGAIgASgJEhAKCGV2ZW50X2lkGAMgASgJEhcKD3N1YnNjcmlwdGlvbl9pZBgEIAEoCRIpCgVzdGF0ZRgFIAEoDjIaLmRpc3BhdGNoLnYxLkRlbGl2ZXJ5U3RhdGUSFQoNYXR0ZW1wdF9jb3VudBgGIAEoBRI1ChFuZXh0X2F0dGVtcHRfdGltZRgHIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLwoLY3JlYXRlX3RpbWUYCCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEi8KC2ZpbmlzaF90aW1lGAkgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCK6AQoNQXR0ZW1wdFRpbWluZxImCgNkbnMYASABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SKgoHY29ubmVjdBgCIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhImCgN0bHMYAyABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SLQoKZmlyc3RfYnl0ZRgEIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbiKBBAoHQXR0ZW1wdBITCgtkZWxpdmVyeV9pZBgBIAEoCRIPCgdhdHRlbXB0GAIgASgFEiwKB291dGNvbWUYAyABKA4yGy5kaXNwYXRjaC52MS5BdHRlbXB0T3V0Y29tZRIOCgZzdGF0dXMYBCABKAUSEwoLZXJyb3JfY2xhc3MYBSABKAkSFQoNZXJyb3JfbWVzc2FnZRgGIAEoCRIuCgpzdGFydF90aW1lGAcgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIrCghkdXJhdGlvbhgIIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIVCg1yZXNwb25zZV9ib2R5GAkgASgMEjUKEW5leHRfYXR0ZW1wdF90aW1lGAogASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIqCgZ0aW1pbmcYCyABKAsyGi5kaXNwYXRjaC52MS5BdHRlbXB0VGltaW5nEkMKEHJlc3BvbnNlX2hlYWRlcnMYDCADKAsyKS5kaXNwYXRjaC52MS5BdHRlbXB0LlJlc3BvbnNlSGVhZGVyc0VudHJ5EhIKCmJhdGNoX3NpemUYDSABKAUaNgoUUmVzcG9uc2VIZWFkZXJzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASrlAQoNRGVsaXZlcnlTdGF0ZRIeChpERUxJVkVSWV9TVEFURV9VTlNQRUNJRklFRBAAEhoKFkRFTElWRVJZX1NUQVRFX1BFTkRJTkcQARIcChhERUxJVkVSWV9TVEFURV9JTl9GTElHSFQQAhIcChhERUxJVkVSWV9TVEFURV9TVUNDRUVERUQQAxIgChxERUxJVkVSWV9TVEFURV9ERUFEX0xFVFRFUkVEEAQSHAoYREVMSVZFUllfU1RBVEVfQ0FOQ0VMTEVEEAUSHAoYREVMSVZFUllfU1RBVEVfRElTQ0FSREVEEAYqmAEKDkF0dGVtcHRPdXRjb21lEh8KG0FUVEVNUFRfT1VUQ09NRV9VTlNQRUNJRklFRBAAEh0KGUFUVEVNUFRfT1VUQ09NRV9TVUNDRUVERUQQARIjCh9BVFRFTVBUX09VVENPTUVfUkVUUllfU0NIRURVTEVEEAISIQodQVRURU1QVF9PVVRDT01FX0RFQURfTEVUVEVSRUQQA2IGcHJvdG8z", [file_google_protobuf_duration, file_google_protobuf_struct, file_google_protobuf_timestamp]);
 
 /**
  * A fact to publish, as a producer states it.
@@ -84,6 +84,15 @@ export type EventInput = Message<"dispatch.v1.EventInput"> & {
    * @generated from field: string idempotency_key = 7;
    */
   idempotencyKey: string;
+
+  /**
+   * Events with the same key reach subscriptions that ask for ORDERING_KEY one
+   * after the other, in the order in which they were accepted. At most 255
+   * printable ASCII characters; scoped to the tenant.
+   *
+   * @generated from field: string ordering_key = 8;
+   */
+  orderingKey: string;
 
   /**
    * Not delivered before this time. At most 30 days ahead; past times mean now.
@@ -205,6 +214,13 @@ export type Event = Message<"dispatch.v1.Event"> & {
    * @generated from field: google.protobuf.Timestamp deliver_after = 12;
    */
   deliverAfter?: Timestamp | undefined;
+
+  /**
+   * The ordering key it was published with; may be empty.
+   *
+   * @generated from field: string ordering_key = 13;
+   */
+  orderingKey: string;
 };
 
 /**
@@ -292,6 +308,49 @@ export const DeliverySchema: GenMessage<Delivery> = /*@__PURE__*/
   messageDesc(file_dispatch_v1_event, 2);
 
 /**
+ * Where the time of an attempt went. What did not happen is not set: a connection
+ * that was open already needs no name, no handshake.
+ *
+ * @generated from message dispatch.v1.AttemptTiming
+ */
+export type AttemptTiming = Message<"dispatch.v1.AttemptTiming"> & {
+  /**
+   * Resolving the name.
+   *
+   * @generated from field: google.protobuf.Duration dns = 1;
+   */
+  dns?: Duration | undefined;
+
+  /**
+   * Connecting.
+   *
+   * @generated from field: google.protobuf.Duration connect = 2;
+   */
+  connect?: Duration | undefined;
+
+  /**
+   * The TLS handshake.
+   *
+   * @generated from field: google.protobuf.Duration tls = 3;
+   */
+  tls?: Duration | undefined;
+
+  /**
+   * From the start of the attempt to the first byte of the response.
+   *
+   * @generated from field: google.protobuf.Duration first_byte = 4;
+   */
+  firstByte?: Duration | undefined;
+};
+
+/**
+ * Describes the message dispatch.v1.AttemptTiming.
+ * Use `create(AttemptTimingSchema)` to create a new message.
+ */
+export const AttemptTimingSchema: GenMessage<AttemptTiming> = /*@__PURE__*/
+  messageDesc(file_dispatch_v1_event, 3);
+
+/**
  * One HTTP try.
  *
  * @generated from message dispatch.v1.Attempt
@@ -327,7 +386,8 @@ export type Attempt = Message<"dispatch.v1.Attempt"> & {
 
   /**
    * Why it failed: `http_status`, `redirect`, `timeout`, `connect_refused`,
-   * `connect_reset`, `dns`, `tls`, `protocol`, `blocked_address` or `internal`.
+   * `connect_reset`, `dns`, `tls`, `protocol`, `blocked_address`, `credentials`
+   * or `internal`.
    * Empty on success.
    *
    * @generated from field: string error_class = 5;
@@ -368,6 +428,27 @@ export type Attempt = Message<"dispatch.v1.Attempt"> & {
    * @generated from field: google.protobuf.Timestamp next_attempt_time = 10;
    */
   nextAttemptTime?: Timestamp | undefined;
+
+  /**
+   * Where the time of `duration` went.
+   *
+   * @generated from field: dispatch.v1.AttemptTiming timing = 11;
+   */
+  timing?: AttemptTiming | undefined;
+
+  /**
+   * Headers of the response, names in lower case: at most 4 KiB together.
+   *
+   * @generated from field: map<string, string> response_headers = 12;
+   */
+  responseHeaders: { [key: string]: string };
+
+  /**
+   * Deliveries that went in the same request, this one included; 0: no batch.
+   *
+   * @generated from field: int32 batch_size = 13;
+   */
+  batchSize: number;
 };
 
 /**
@@ -375,7 +456,7 @@ export type Attempt = Message<"dispatch.v1.Attempt"> & {
  * Use `create(AttemptSchema)` to create a new message.
  */
 export const AttemptSchema: GenMessage<Attempt> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_event, 3);
+  messageDesc(file_dispatch_v1_event, 4);
 
 /**
  * Where a delivery stands. docs/delivery-lifecycle.md has the transitions.

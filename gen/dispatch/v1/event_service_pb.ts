@@ -4,6 +4,8 @@
 
 import type { GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegenv2";
 import { fileDesc, messageDesc, serviceDesc } from "@bufbuild/protobuf/codegenv2";
+import type { EventReplayFilter, Replay } from "./dead_letter_service_pb.ts";
+import { file_dispatch_v1_dead_letter_service } from "./dead_letter_service_pb.ts";
 import type { Attempt, Delivery, DeliveryState, Event } from "./event_pb.ts";
 import { file_dispatch_v1_event } from "./event_pb.ts";
 import type { Timestamp } from "@bufbuild/protobuf/wkt";
@@ -14,7 +16,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file dispatch/v1/event_service.proto.
  */
 export const file_dispatch_v1_event_service: GenFile = /*@__PURE__*/
-  fileDesc("Ch9kaXNwYXRjaC92MS9ldmVudF9zZXJ2aWNlLnByb3RvEgtkaXNwYXRjaC52MSI2Cg9HZXRFdmVudFJlcXVlc3QSEQoJdGVuYW50X2lkGAEgASgJEhAKCGV2ZW50X2lkGAIgASgJIjUKEEdldEV2ZW50UmVzcG9uc2USIQoFZXZlbnQYASABKAsyEi5kaXNwYXRjaC52MS5FdmVudCK5AQoRTGlzdEV2ZW50c1JlcXVlc3QSEQoJdGVuYW50X2lkGAEgASgJEhEKCXBhZ2Vfc2l6ZRgCIAEoBRISCgpwYWdlX3Rva2VuGAMgASgJEgwKBHR5cGUYBCABKAkSLgoKc3RhcnRfdGltZRgFIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLAoIZW5kX3RpbWUYBiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIlEKEkxpc3RFdmVudHNSZXNwb25zZRIiCgZldmVudHMYASADKAsyEi5kaXNwYXRjaC52MS5FdmVudBIXCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAkipwEKFUxpc3REZWxpdmVyaWVzUmVxdWVzdBIRCgl0ZW5hbnRfaWQYASABKAkSEAoIZXZlbnRfaWQYAiABKAkSFwoPc3Vic2NyaXB0aW9uX2lkGAMgASgJEikKBXN0YXRlGAQgASgOMhouZGlzcGF0Y2gudjEuRGVsaXZlcnlTdGF0ZRIRCglwYWdlX3NpemUYBSABKAUSEgoKcGFnZV90b2tlbhgGIAEoCSJcChZMaXN0RGVsaXZlcmllc1Jlc3BvbnNlEikKCmRlbGl2ZXJpZXMYASADKAsyFS5kaXNwYXRjaC52MS5EZWxpdmVyeRIXCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAkiPAoSR2V0RGVsaXZlcnlSZXF1ZXN0EhEKCXRlbmFudF9pZBgBIAEoCRITCgtkZWxpdmVyeV9pZBgCIAEoCSI+ChNHZXREZWxpdmVyeVJlc3BvbnNlEicKCGRlbGl2ZXJ5GAEgASgLMhUuZGlzcGF0Y2gudjEuRGVsaXZlcnkiZAoTTGlzdEF0dGVtcHRzUmVxdWVzdBIRCgl0ZW5hbnRfaWQYASABKAkSEwoLZGVsaXZlcnlfaWQYAiABKAkSEQoJcGFnZV9zaXplGAMgASgFEhIKCnBhZ2VfdG9rZW4YBCABKAkiVwoUTGlzdEF0dGVtcHRzUmVzcG9uc2USJgoIYXR0ZW1wdHMYASADKAsyFC5kaXNwYXRjaC52MS5BdHRlbXB0EhcKD25leHRfcGFnZV90b2tlbhgCIAEoCSI+ChRSZXRyeURlbGl2ZXJ5UmVxdWVzdBIRCgl0ZW5hbnRfaWQYASABKAkSEwoLZGVsaXZlcnlfaWQYAiABKAkiQAoVUmV0cnlEZWxpdmVyeVJlc3BvbnNlEicKCGRlbGl2ZXJ5GAEgASgLMhUuZGlzcGF0Y2gudjEuRGVsaXZlcnkiPwoVQ2FuY2VsRGVsaXZlcnlSZXF1ZXN0EhEKCXRlbmFudF9pZBgBIAEoCRITCgtkZWxpdmVyeV9pZBgCIAEoCSJBChZDYW5jZWxEZWxpdmVyeVJlc3BvbnNlEicKCGRlbGl2ZXJ5GAEgASgLMhUuZGlzcGF0Y2gudjEuRGVsaXZlcnky2wQKDEV2ZW50U2VydmljZRJHCghHZXRFdmVudBIcLmRpc3BhdGNoLnYxLkdldEV2ZW50UmVxdWVzdBodLmRpc3BhdGNoLnYxLkdldEV2ZW50UmVzcG9uc2USTQoKTGlzdEV2ZW50cxIeLmRpc3BhdGNoLnYxLkxpc3RFdmVudHNSZXF1ZXN0Gh8uZGlzcGF0Y2gudjEuTGlzdEV2ZW50c1Jlc3BvbnNlElkKDkxpc3REZWxpdmVyaWVzEiIuZGlzcGF0Y2gudjEuTGlzdERlbGl2ZXJpZXNSZXF1ZXN0GiMuZGlzcGF0Y2gudjEuTGlzdERlbGl2ZXJpZXNSZXNwb25zZRJQCgtHZXREZWxpdmVyeRIfLmRpc3BhdGNoLnYxLkdldERlbGl2ZXJ5UmVxdWVzdBogLmRpc3BhdGNoLnYxLkdldERlbGl2ZXJ5UmVzcG9uc2USUwoMTGlzdEF0dGVtcHRzEiAuZGlzcGF0Y2gudjEuTGlzdEF0dGVtcHRzUmVxdWVzdBohLmRpc3BhdGNoLnYxLkxpc3RBdHRlbXB0c1Jlc3BvbnNlElYKDVJldHJ5RGVsaXZlcnkSIS5kaXNwYXRjaC52MS5SZXRyeURlbGl2ZXJ5UmVxdWVzdBoiLmRpc3BhdGNoLnYxLlJldHJ5RGVsaXZlcnlSZXNwb25zZRJZCg5DYW5jZWxEZWxpdmVyeRIiLmRpc3BhdGNoLnYxLkNhbmNlbERlbGl2ZXJ5UmVxdWVzdBojLmRpc3BhdGNoLnYxLkNhbmNlbERlbGl2ZXJ5UmVzcG9uc2ViBnByb3RvMw", [file_dispatch_v1_event, file_google_protobuf_timestamp]);
+  fileDesc("Ch9kaXNwYXRjaC92MS9ldmVudF9zZXJ2aWNlLnByb3RvEgtkaXNwYXRjaC52MSI2Cg9HZXRFdmVudFJlcXVlc3QSEQoJdGVuYW50X2lkGAEgASgJEhAKCGV2ZW50X2lkGAIgASgJIjUKEEdldEV2ZW50UmVzcG9uc2USIQoFZXZlbnQYASABKAsyEi5kaXNwYXRjaC52MS5FdmVudCK5AQoRTGlzdEV2ZW50c1JlcXVlc3QSEQoJdGVuYW50X2lkGAEgASgJEhEKCXBhZ2Vfc2l6ZRgCIAEoBRISCgpwYWdlX3Rva2VuGAMgASgJEgwKBHR5cGUYBCABKAkSLgoKc3RhcnRfdGltZRgFIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLAoIZW5kX3RpbWUYBiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIlEKEkxpc3RFdmVudHNSZXNwb25zZRIiCgZldmVudHMYASADKAsyEi5kaXNwYXRjaC52MS5FdmVudBIXCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAkipwEKFUxpc3REZWxpdmVyaWVzUmVxdWVzdBIRCgl0ZW5hbnRfaWQYASABKAkSEAoIZXZlbnRfaWQYAiABKAkSFwoPc3Vic2NyaXB0aW9uX2lkGAMgASgJEikKBXN0YXRlGAQgASgOMhouZGlzcGF0Y2gudjEuRGVsaXZlcnlTdGF0ZRIRCglwYWdlX3NpemUYBSABKAUSEgoKcGFnZV90b2tlbhgGIAEoCSJcChZMaXN0RGVsaXZlcmllc1Jlc3BvbnNlEikKCmRlbGl2ZXJpZXMYASADKAsyFS5kaXNwYXRjaC52MS5EZWxpdmVyeRIXCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAkiPAoSR2V0RGVsaXZlcnlSZXF1ZXN0EhEKCXRlbmFudF9pZBgBIAEoCRITCgtkZWxpdmVyeV9pZBgCIAEoCSI+ChNHZXREZWxpdmVyeVJlc3BvbnNlEicKCGRlbGl2ZXJ5GAEgASgLMhUuZGlzcGF0Y2gudjEuRGVsaXZlcnkiZAoTTGlzdEF0dGVtcHRzUmVxdWVzdBIRCgl0ZW5hbnRfaWQYASABKAkSEwoLZGVsaXZlcnlfaWQYAiABKAkSEQoJcGFnZV9zaXplGAMgASgFEhIKCnBhZ2VfdG9rZW4YBCABKAkiVwoUTGlzdEF0dGVtcHRzUmVzcG9uc2USJgoIYXR0ZW1wdHMYASADKAsyFC5kaXNwYXRjaC52MS5BdHRlbXB0EhcKD25leHRfcGFnZV90b2tlbhgCIAEoCSI+ChRSZXRyeURlbGl2ZXJ5UmVxdWVzdBIRCgl0ZW5hbnRfaWQYASABKAkSEwoLZGVsaXZlcnlfaWQYAiABKAkiQAoVUmV0cnlEZWxpdmVyeVJlc3BvbnNlEicKCGRlbGl2ZXJ5GAEgASgLMhUuZGlzcGF0Y2gudjEuRGVsaXZlcnkiPwoVQ2FuY2VsRGVsaXZlcnlSZXF1ZXN0EhEKCXRlbmFudF9pZBgBIAEoCRITCgtkZWxpdmVyeV9pZBgCIAEoCSJBChZDYW5jZWxEZWxpdmVyeVJlc3BvbnNlEicKCGRlbGl2ZXJ5GAEgASgLMhUuZGlzcGF0Y2gudjEuRGVsaXZlcnkiRQoXQ2FuY2VsRGVsaXZlcmllc1JlcXVlc3QSEQoJdGVuYW50X2lkGAEgASgJEhcKD3N1YnNjcmlwdGlvbl9pZBgCIAEoCSIzChhDYW5jZWxEZWxpdmVyaWVzUmVzcG9uc2USFwoPY2FuY2VsbGVkX2NvdW50GAEgASgFIpoBChNSZXBsYXlFdmVudHNSZXF1ZXN0EhEKCXRlbmFudF9pZBgBIAEoCRIXCg9zdWJzY3JpcHRpb25faWQYAiABKAkSLgoGZmlsdGVyGAMgASgLMh4uZGlzcGF0Y2gudjEuRXZlbnRSZXBsYXlGaWx0ZXISFgoObWF4X3Blcl9zZWNvbmQYBCABKAESDwoHZHJ5X3J1bhgFIAEoCCI7ChRSZXBsYXlFdmVudHNSZXNwb25zZRIjCgZyZXBsYXkYASABKAsyEy5kaXNwYXRjaC52MS5SZXBsYXkykQYKDEV2ZW50U2VydmljZRJHCghHZXRFdmVudBIcLmRpc3BhdGNoLnYxLkdldEV2ZW50UmVxdWVzdBodLmRpc3BhdGNoLnYxLkdldEV2ZW50UmVzcG9uc2USTQoKTGlzdEV2ZW50cxIeLmRpc3BhdGNoLnYxLkxpc3RFdmVudHNSZXF1ZXN0Gh8uZGlzcGF0Y2gudjEuTGlzdEV2ZW50c1Jlc3BvbnNlElkKDkxpc3REZWxpdmVyaWVzEiIuZGlzcGF0Y2gudjEuTGlzdERlbGl2ZXJpZXNSZXF1ZXN0GiMuZGlzcGF0Y2gudjEuTGlzdERlbGl2ZXJpZXNSZXNwb25zZRJQCgtHZXREZWxpdmVyeRIfLmRpc3BhdGNoLnYxLkdldERlbGl2ZXJ5UmVxdWVzdBogLmRpc3BhdGNoLnYxLkdldERlbGl2ZXJ5UmVzcG9uc2USUwoMTGlzdEF0dGVtcHRzEiAuZGlzcGF0Y2gudjEuTGlzdEF0dGVtcHRzUmVxdWVzdBohLmRpc3BhdGNoLnYxLkxpc3RBdHRlbXB0c1Jlc3BvbnNlElYKDVJldHJ5RGVsaXZlcnkSIS5kaXNwYXRjaC52MS5SZXRyeURlbGl2ZXJ5UmVxdWVzdBoiLmRpc3BhdGNoLnYxLlJldHJ5RGVsaXZlcnlSZXNwb25zZRJZCg5DYW5jZWxEZWxpdmVyeRIiLmRpc3BhdGNoLnYxLkNhbmNlbERlbGl2ZXJ5UmVxdWVzdBojLmRpc3BhdGNoLnYxLkNhbmNlbERlbGl2ZXJ5UmVzcG9uc2USXwoQQ2FuY2VsRGVsaXZlcmllcxIkLmRpc3BhdGNoLnYxLkNhbmNlbERlbGl2ZXJpZXNSZXF1ZXN0GiUuZGlzcGF0Y2gudjEuQ2FuY2VsRGVsaXZlcmllc1Jlc3BvbnNlElMKDFJlcGxheUV2ZW50cxIgLmRpc3BhdGNoLnYxLlJlcGxheUV2ZW50c1JlcXVlc3QaIS5kaXNwYXRjaC52MS5SZXBsYXlFdmVudHNSZXNwb25zZWIGcHJvdG8z", [file_dispatch_v1_dead_letter_service, file_dispatch_v1_event, file_google_protobuf_timestamp]);
 
 /**
  * Which event.
@@ -453,6 +455,126 @@ export const CancelDeliveryResponseSchema: GenMessage<CancelDeliveryResponse> = 
   messageDesc(file_dispatch_v1_event_service, 13);
 
 /**
+ * Whose deliveries.
+ *
+ * @generated from message dispatch.v1.CancelDeliveriesRequest
+ */
+export type CancelDeliveriesRequest = Message<"dispatch.v1.CancelDeliveriesRequest"> & {
+  /**
+   * A tenant key may leave it out.
+   *
+   * @generated from field: string tenant_id = 1;
+   */
+  tenantId: string;
+
+  /**
+   * `sub_…`. Required.
+   *
+   * @generated from field: string subscription_id = 2;
+   */
+  subscriptionId: string;
+};
+
+/**
+ * Describes the message dispatch.v1.CancelDeliveriesRequest.
+ * Use `create(CancelDeliveriesRequestSchema)` to create a new message.
+ */
+export const CancelDeliveriesRequestSchema: GenMessage<CancelDeliveriesRequest> = /*@__PURE__*/
+  messageDesc(file_dispatch_v1_event_service, 14);
+
+/**
+ * What was cancelled.
+ *
+ * @generated from message dispatch.v1.CancelDeliveriesResponse
+ */
+export type CancelDeliveriesResponse = Message<"dispatch.v1.CancelDeliveriesResponse"> & {
+  /**
+   * How many.
+   *
+   * @generated from field: int32 cancelled_count = 1;
+   */
+  cancelledCount: number;
+};
+
+/**
+ * Describes the message dispatch.v1.CancelDeliveriesResponse.
+ * Use `create(CancelDeliveriesResponseSchema)` to create a new message.
+ */
+export const CancelDeliveriesResponseSchema: GenMessage<CancelDeliveriesResponse> = /*@__PURE__*/
+  messageDesc(file_dispatch_v1_event_service, 15);
+
+/**
+ * What to replay, and to whom.
+ *
+ * @generated from message dispatch.v1.ReplayEventsRequest
+ */
+export type ReplayEventsRequest = Message<"dispatch.v1.ReplayEventsRequest"> & {
+  /**
+   * A tenant key may leave it out.
+   *
+   * @generated from field: string tenant_id = 1;
+   */
+  tenantId: string;
+
+  /**
+   * `sub_…`. Required.
+   *
+   * @generated from field: string subscription_id = 2;
+   */
+  subscriptionId: string;
+
+  /**
+   * Required: at least a `start_time`, or `event_ids`.
+   *
+   * @generated from field: dispatch.v1.EventReplayFilter filter = 3;
+   */
+  filter?: EventReplayFilter | undefined;
+
+  /**
+   * Deliveries a second that become pending: 0.001–10,000; as fast as it goes when 0.
+   *
+   * @generated from field: double max_per_second = 4;
+   */
+  maxPerSecond: number;
+
+  /**
+   * Only count what would be replayed: nothing is changed, and the answer's `replay`
+   * has `total_count` and no id.
+   *
+   * @generated from field: bool dry_run = 5;
+   */
+  dryRun: boolean;
+};
+
+/**
+ * Describes the message dispatch.v1.ReplayEventsRequest.
+ * Use `create(ReplayEventsRequestSchema)` to create a new message.
+ */
+export const ReplayEventsRequestSchema: GenMessage<ReplayEventsRequest> = /*@__PURE__*/
+  messageDesc(file_dispatch_v1_event_service, 16);
+
+/**
+ * The job that was started.
+ *
+ * @generated from message dispatch.v1.ReplayEventsResponse
+ */
+export type ReplayEventsResponse = Message<"dispatch.v1.ReplayEventsResponse"> & {
+  /**
+   * The job.
+   *
+   * @generated from field: dispatch.v1.Replay replay = 1;
+   */
+  replay?: Replay | undefined;
+};
+
+/**
+ * Describes the message dispatch.v1.ReplayEventsResponse.
+ * Use `create(ReplayEventsResponseSchema)` to create a new message.
+ */
+export const ReplayEventsResponseSchema: GenMessage<ReplayEventsResponse> = /*@__PURE__*/
+  messageDesc(file_dispatch_v1_event_service, 17);
+
+/**
  * Shows what became of events.
  *
  * @generated from service dispatch.v1.EventService
@@ -528,6 +650,29 @@ export const EventService: GenService<{
     methodKind: "unary";
     input: typeof CancelDeliveryRequestSchema;
     output: typeof CancelDeliveryResponseSchema;
+  },
+  /**
+   * Cancels up to 1,000 pending deliveries of one subscription; call again until
+   * `cancelled_count` is 0.
+   *
+   * @generated from rpc dispatch.v1.EventService.CancelDeliveries
+   */
+  cancelDeliveries: {
+    methodKind: "unary";
+    input: typeof CancelDeliveriesRequestSchema;
+    output: typeof CancelDeliveriesResponseSchema;
+  },
+  /**
+   * Starts a durable job that delivers events of the history to one subscription
+   * (again): each as a new delivery, with the event's own `webhook-id`. Follow it with
+   * DeadLetterService.GetReplay. With `dry_run` it only counts.
+   *
+   * @generated from rpc dispatch.v1.EventService.ReplayEvents
+   */
+  replayEvents: {
+    methodKind: "unary";
+    input: typeof ReplayEventsRequestSchema;
+    output: typeof ReplayEventsResponseSchema;
   },
 }> = /*@__PURE__*/
   serviceDesc(file_dispatch_v1_event_service, 0);

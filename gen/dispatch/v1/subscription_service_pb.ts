@@ -12,7 +12,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file dispatch/v1/subscription_service.proto.
  */
 export const file_dispatch_v1_subscription_service: GenFile = /*@__PURE__*/
-  fileDesc("CiZkaXNwYXRjaC92MS9zdWJzY3JpcHRpb25fc2VydmljZS5wcm90bxILZGlzcGF0Y2gudjEiNgoJUmV0cnlMaXN0EikKBmRlbGF5cxgBIAMoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbiKJAQoQUmV0cnlFeHBvbmVudGlhbBInCgRiYXNlGAEgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEg4KBmZhY3RvchgCIAEoARImCgNjYXAYAyABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SFAoMbWF4X2F0dGVtcHRzGAQgASgFIsgBCgtSZXRyeVBvbGljeRImCgRsaXN0GAEgASgLMhYuZGlzcGF0Y2gudjEuUmV0cnlMaXN0SAASNAoLZXhwb25lbnRpYWwYAiABKAsyHS5kaXNwYXRjaC52MS5SZXRyeUV4cG9uZW50aWFsSAASIwoGaml0dGVyGAMgASgOMhMuZGlzcGF0Y2gudjEuSml0dGVyEioKB21heF9hZ2UYBCABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb25CCgoIc2NoZWR1bGUiLwoJQmFzaWNBdXRoEhAKCHVzZXJuYW1lGAEgASgJEhAKCHBhc3N3b3JkGAIgASgJIhsKCkJlYXJlckF1dGgSDQoFdG9rZW4YASABKAkieAoXT0F1dGgyQ2xpZW50Q3JlZGVudGlhbHMSEQoJdG9rZW5fdXJsGAEgASgJEhEKCWNsaWVudF9pZBgCIAEoCRIVCg1jbGllbnRfc2VjcmV0GAMgASgJEg4KBnNjb3BlcxgEIAMoCRIQCghhdWRpZW5jZRgFIAEoCSKiAQoMRW5kcG9pbnRBdXRoEicKBWJhc2ljGAEgASgLMhYuZGlzcGF0Y2gudjEuQmFzaWNBdXRoSAASKQoGYmVhcmVyGAIgASgLMhcuZGlzcGF0Y2gudjEuQmVhcmVyQXV0aEgAEjYKBm9hdXRoMhgDIAEoCzIkLmRpc3BhdGNoLnYxLk9BdXRoMkNsaWVudENyZWRlbnRpYWxzSABCBgoEa2luZCJPCgtFbmRwb2ludFRscxIXCg9jZXJ0aWZpY2F0ZV9wZW0YASABKAkSFwoPcHJpdmF0ZV9rZXlfcGVtGAIgASgJEg4KBmNhX3BlbRgDIAEoCSKjAQoHQnJlYWtlchIoCgVzdGF0ZRgBIAEoDjIZLmRpc3BhdGNoLnYxLkJyZWFrZXJTdGF0ZRIOCgZyZWFzb24YAiABKAkSLgoKc2luY2VfdGltZRgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLgoKdW50aWxfdGltZRgEIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAi9QYKDFN1YnNjcmlwdGlvbhIXCg9zdWJzY3JpcHRpb25faWQYASABKAkSEQoJdGVuYW50X2lkGAIgASgJEgsKA3VybBgDIAEoCRITCgtldmVudF90eXBlcxgEIAMoCRITCgtkZXNjcmlwdGlvbhgFIAEoCRI3CgdoZWFkZXJzGAYgAygLMiYuZGlzcGF0Y2gudjEuU3Vic2NyaXB0aW9uLkhlYWRlcnNFbnRyeRIuCgxyZXRyeV9wb2xpY3kYByABKAsyGC5kaXNwYXRjaC52MS5SZXRyeVBvbGljeRIyCg9hdHRlbXB0X3RpbWVvdXQYCCABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SOQoIbWV0YWRhdGEYCSADKAsyJy5kaXNwYXRjaC52MS5TdWJzY3JpcHRpb24uTWV0YWRhdGFFbnRyeRItCgVzdGF0ZRgKIAEoDjIeLmRpc3BhdGNoLnYxLlN1YnNjcmlwdGlvblN0YXRlEhcKD2Rpc2FibGVkX3JlYXNvbhgLIAEoCRIMCgRldGFnGAwgASgJEi8KC2NyZWF0ZV90aW1lGA0gASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIvCgt1cGRhdGVfdGltZRgOIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASNwoRc2lnbmF0dXJlX3NjaGVtZXMYDyADKA4yHC5kaXNwYXRjaC52MS5TaWduYXR1cmVTY2hlbWUSHQoVY29tcGF0aWJpbGl0eV9oZWFkZXJzGBAgASgIEhYKDm1heF9wZXJfc2Vjb25kGBEgASgBEhUKDW1heF9pbl9mbGlnaHQYEiABKAUSJwoEYXV0aBgTIAEoCzIZLmRpc3BhdGNoLnYxLkVuZHBvaW50QXV0aBIlCgN0bHMYFCABKAsyGC5kaXNwYXRjaC52MS5FbmRwb2ludFRscxITCgtwdWJsaWNfa2V5cxgVIAMoCRIlCgdicmVha2VyGBYgASgLMhQuZGlzcGF0Y2gudjEuQnJlYWtlchouCgxIZWFkZXJzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ARovCg1NZXRhZGF0YUVudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEibwoZQ3JlYXRlU3Vic2NyaXB0aW9uUmVxdWVzdBIRCgl0ZW5hbnRfaWQYASABKAkSLwoMc3Vic2NyaXB0aW9uGAIgASgLMhkuZGlzcGF0Y2gudjEuU3Vic2NyaXB0aW9uEg4KBnNlY3JldBgDIAEoCSJdChpDcmVhdGVTdWJzY3JpcHRpb25SZXNwb25zZRIvCgxzdWJzY3JpcHRpb24YASABKAsyGS5kaXNwYXRjaC52MS5TdWJzY3JpcHRpb24SDgoGc2VjcmV0GAIgASgJIkQKFkdldFN1YnNjcmlwdGlvblJlcXVlc3QSEQoJdGVuYW50X2lkGAEgASgJEhcKD3N1YnNjcmlwdGlvbl9pZBgCIAEoCSJKChdHZXRTdWJzY3JpcHRpb25SZXNwb25zZRIvCgxzdWJzY3JpcHRpb24YASABKAsyGS5kaXNwYXRjaC52MS5TdWJzY3JpcHRpb24igwEKGExpc3RTdWJzY3JpcHRpb25zUmVxdWVzdBIRCgl0ZW5hbnRfaWQYASABKAkSEQoJcGFnZV9zaXplGAIgASgFEhIKCnBhZ2VfdG9rZW4YAyABKAkSLQoFc3RhdGUYBCABKA4yHi5kaXNwYXRjaC52MS5TdWJzY3JpcHRpb25TdGF0ZSJmChlMaXN0U3Vic2NyaXB0aW9uc1Jlc3BvbnNlEjAKDXN1YnNjcmlwdGlvbnMYASADKAsyGS5kaXNwYXRjaC52MS5TdWJzY3JpcHRpb24SFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJIpABChlVcGRhdGVTdWJzY3JpcHRpb25SZXF1ZXN0EhEKCXRlbmFudF9pZBgBIAEoCRIvCgxzdWJzY3JpcHRpb24YAiABKAsyGS5kaXNwYXRjaC52MS5TdWJzY3JpcHRpb24SLwoLdXBkYXRlX21hc2sYAyABKAsyGi5nb29nbGUucHJvdG9idWYuRmllbGRNYXNrIl0KGlVwZGF0ZVN1YnNjcmlwdGlvblJlc3BvbnNlEi8KDHN1YnNjcmlwdGlvbhgBIAEoCzIZLmRpc3BhdGNoLnYxLlN1YnNjcmlwdGlvbhIOCgZzZWNyZXQYAiABKAkiVQoZRGVsZXRlU3Vic2NyaXB0aW9uUmVxdWVzdBIRCgl0ZW5hbnRfaWQYASABKAkSFwoPc3Vic2NyaXB0aW9uX2lkGAIgASgJEgwKBGV0YWcYAyABKAkiHAoaRGVsZXRlU3Vic2NyaXB0aW9uUmVzcG9uc2UiRgoYUGF1c2VTdWJzY3JpcHRpb25SZXF1ZXN0EhEKCXRlbmFudF9pZBgBIAEoCRIXCg9zdWJzY3JpcHRpb25faWQYAiABKAkiTAoZUGF1c2VTdWJzY3JpcHRpb25SZXNwb25zZRIvCgxzdWJzY3JpcHRpb24YASABKAsyGS5kaXNwYXRjaC52MS5TdWJzY3JpcHRpb24iRwoZUmVzdW1lU3Vic2NyaXB0aW9uUmVxdWVzdBIRCgl0ZW5hbnRfaWQYASABKAkSFwoPc3Vic2NyaXB0aW9uX2lkGAIgASgJIk0KGlJlc3VtZVN1YnNjcmlwdGlvblJlc3BvbnNlEi8KDHN1YnNjcmlwdGlvbhgBIAEoCzIZLmRpc3BhdGNoLnYxLlN1YnNjcmlwdGlvbiKrAQoTUm90YXRlU2VjcmV0UmVxdWVzdBIRCgl0ZW5hbnRfaWQYASABKAkSFwoPc3Vic2NyaXB0aW9uX2lkGAIgASgJEioKB292ZXJsYXAYAyABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SDgoGc2VjcmV0GAQgASgJEiwKBnNjaGVtZRgFIAEoDjIcLmRpc3BhdGNoLnYxLlNpZ25hdHVyZVNjaGVtZSJ0ChRSb3RhdGVTZWNyZXRSZXNwb25zZRIOCgZzZWNyZXQYASABKAkSOAoUcHJldmlvdXNfZXhwaXJlX3RpbWUYAiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhIKCnB1YmxpY19rZXkYAyABKAkiagoXVGVzdFN1YnNjcmlwdGlvblJlcXVlc3QSEQoJdGVuYW50X2lkGAEgASgJEhcKD3N1YnNjcmlwdGlvbl9pZBgCIAEoCRISCgpldmVudF90eXBlGAMgASgJEg8KB3BheWxvYWQYBCABKAwirQEKGFRlc3RTdWJzY3JpcHRpb25SZXNwb25zZRIRCglzdWNjZWVkZWQYASABKAgSDgoGc3RhdHVzGAIgASgFEhMKC2Vycm9yX2NsYXNzGAMgASgJEhUKDWVycm9yX21lc3NhZ2UYBCABKAkSKwoIZHVyYXRpb24YBSABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SFQoNcmVzcG9uc2VfYm9keRgGIAEoDCqWAQoRU3Vic2NyaXB0aW9uU3RhdGUSIgoeU1VCU0NSSVBUSU9OX1NUQVRFX1VOU1BFQ0lGSUVEEAASHQoZU1VCU0NSSVBUSU9OX1NUQVRFX0FDVElWRRABEh0KGVNVQlNDUklQVElPTl9TVEFURV9QQVVTRUQQAhIfChtTVUJTQ1JJUFRJT05fU1RBVEVfRElTQUJMRUQQAypCCgZKaXR0ZXISFgoSSklUVEVSX1VOU1BFQ0lGSUVEEAASDwoLSklUVEVSX0ZVTEwQARIPCgtKSVRURVJfTk9ORRACKmYKD1NpZ25hdHVyZVNjaGVtZRIgChxTSUdOQVRVUkVfU0NIRU1FX1VOU1BFQ0lGSUVEEAASFwoTU0lHTkFUVVJFX1NDSEVNRV9WMRABEhgKFFNJR05BVFVSRV9TQ0hFTUVfVjFBEAIqlwEKDEJyZWFrZXJTdGF0ZRIdChlCUkVBS0VSX1NUQVRFX1VOU1BFQ0lGSUVEEAASGAoUQlJFQUtFUl9TVEFURV9DTE9TRUQQARIWChJCUkVBS0VSX1NUQVRFX09QRU4QAhIbChdCUkVBS0VSX1NUQVRFX0hBTEZfT1BFThADEhkKFUJSRUFLRVJfU1RBVEVfUkFNUElORxAEMo0HChNTdWJzY3JpcHRpb25TZXJ2aWNlEmUKEkNyZWF0ZVN1YnNjcmlwdGlvbhImLmRpc3BhdGNoLnYxLkNyZWF0ZVN1YnNjcmlwdGlvblJlcXVlc3QaJy5kaXNwYXRjaC52MS5DcmVhdGVTdWJzY3JpcHRpb25SZXNwb25zZRJcCg9HZXRTdWJzY3JpcHRpb24SIy5kaXNwYXRjaC52MS5HZXRTdWJzY3JpcHRpb25SZXF1ZXN0GiQuZGlzcGF0Y2gudjEuR2V0U3Vic2NyaXB0aW9uUmVzcG9uc2USYgoRTGlzdFN1YnNjcmlwdGlvbnMSJS5kaXNwYXRjaC52MS5MaXN0U3Vic2NyaXB0aW9uc1JlcXVlc3QaJi5kaXNwYXRjaC52MS5MaXN0U3Vic2NyaXB0aW9uc1Jlc3BvbnNlEmUKElVwZGF0ZVN1YnNjcmlwdGlvbhImLmRpc3BhdGNoLnYxLlVwZGF0ZVN1YnNjcmlwdGlvblJlcXVlc3QaJy5kaXNwYXRjaC52MS5VcGRhdGVTdWJzY3JpcHRpb25SZXNwb25zZRJlChJEZWxldGVTdWJzY3JpcHRpb24SJi5kaXNwYXRjaC52MS5EZWxldGVTdWJzY3JpcHRpb25SZXF1ZXN0GicuZGlzcGF0Y2gudjEuRGVsZXRlU3Vic2NyaXB0aW9uUmVzcG9uc2USYgoRUGF1c2VTdWJzY3JpcHRpb24SJS5kaXNwYXRjaC52MS5QYXVzZVN1YnNjcmlwdGlvblJlcXVlc3QaJi5kaXNwYXRjaC52MS5QYXVzZVN1YnNjcmlwdGlvblJlc3BvbnNlEmUKElJlc3VtZVN1YnNjcmlwdGlvbhImLmRpc3BhdGNoLnYxLlJlc3VtZVN1YnNjcmlwdGlvblJlcXVlc3QaJy5kaXNwYXRjaC52MS5SZXN1bWVTdWJzY3JpcHRpb25SZXNwb25zZRJTCgxSb3RhdGVTZWNyZXQSIC5kaXNwYXRjaC52MS5Sb3RhdGVTZWNyZXRSZXF1ZXN0GiEuZGlzcGF0Y2gudjEuUm90YXRlU2VjcmV0UmVzcG9uc2USXwoQVGVzdFN1YnNjcmlwdGlvbhIkLmRpc3BhdGNoLnYxLlRlc3RTdWJzY3JpcHRpb25SZXF1ZXN0GiUuZGlzcGF0Y2gudjEuVGVzdFN1YnNjcmlwdGlvblJlc3BvbnNlYgZwcm90bzM", [file_google_protobuf_duration, file_google_protobuf_field_mask, file_google_protobuf_timestamp]);
+  fileDesc("CiZkaXNwYXRjaC92MS9zdWJzY3JpcHRpb25fc2VydmljZS5wcm90bxILZGlzcGF0Y2gudjEiNgoJUmV0cnlMaXN0EikKBmRlbGF5cxgBIAMoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbiKJAQoQUmV0cnlFeHBvbmVudGlhbBInCgRiYXNlGAEgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEg4KBmZhY3RvchgCIAEoARImCgNjYXAYAyABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SFAoMbWF4X2F0dGVtcHRzGAQgASgFIsgBCgtSZXRyeVBvbGljeRImCgRsaXN0GAEgASgLMhYuZGlzcGF0Y2gudjEuUmV0cnlMaXN0SAASNAoLZXhwb25lbnRpYWwYAiABKAsyHS5kaXNwYXRjaC52MS5SZXRyeUV4cG9uZW50aWFsSAASIwoGaml0dGVyGAMgASgOMhMuZGlzcGF0Y2gudjEuSml0dGVyEioKB21heF9hZ2UYBCABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb25CCgoIc2NoZWR1bGUiLwoJQmFzaWNBdXRoEhAKCHVzZXJuYW1lGAEgASgJEhAKCHBhc3N3b3JkGAIgASgJIhsKCkJlYXJlckF1dGgSDQoFdG9rZW4YASABKAkieAoXT0F1dGgyQ2xpZW50Q3JlZGVudGlhbHMSEQoJdG9rZW5fdXJsGAEgASgJEhEKCWNsaWVudF9pZBgCIAEoCRIVCg1jbGllbnRfc2VjcmV0GAMgASgJEg4KBnNjb3BlcxgEIAMoCRIQCghhdWRpZW5jZRgFIAEoCSKiAQoMRW5kcG9pbnRBdXRoEicKBWJhc2ljGAEgASgLMhYuZGlzcGF0Y2gudjEuQmFzaWNBdXRoSAASKQoGYmVhcmVyGAIgASgLMhcuZGlzcGF0Y2gudjEuQmVhcmVyQXV0aEgAEjYKBm9hdXRoMhgDIAEoCzIkLmRpc3BhdGNoLnYxLk9BdXRoMkNsaWVudENyZWRlbnRpYWxzSABCBgoEa2luZCJPCgtFbmRwb2ludFRscxIXCg9jZXJ0aWZpY2F0ZV9wZW0YASABKAkSFwoPcHJpdmF0ZV9rZXlfcGVtGAIgASgJEg4KBmNhX3BlbRgDIAEoCSKjAQoHQnJlYWtlchIoCgVzdGF0ZRgBIAEoDjIZLmRpc3BhdGNoLnYxLkJyZWFrZXJTdGF0ZRIOCgZyZWFzb24YAiABKAkSLgoKc2luY2VfdGltZRgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLgoKdW50aWxfdGltZRgEIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAiiwEKC0JhdGNoUG9saWN5EhIKCm1heF9ldmVudHMYASABKAUSEQoJbWF4X2J5dGVzGAIgASgFEisKCG1heF93YWl0GAMgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEigKBmZvcm1hdBgEIAEoDjIYLmRpc3BhdGNoLnYxLkJhdGNoRm9ybWF0IuMICgxTdWJzY3JpcHRpb24SFwoPc3Vic2NyaXB0aW9uX2lkGAEgASgJEhEKCXRlbmFudF9pZBgCIAEoCRILCgN1cmwYAyABKAkSEwoLZXZlbnRfdHlwZXMYBCADKAkSEwoLZGVzY3JpcHRpb24YBSABKAkSNwoHaGVhZGVycxgGIAMoCzImLmRpc3BhdGNoLnYxLlN1YnNjcmlwdGlvbi5IZWFkZXJzRW50cnkSLgoMcmV0cnlfcG9saWN5GAcgASgLMhguZGlzcGF0Y2gudjEuUmV0cnlQb2xpY3kSMgoPYXR0ZW1wdF90aW1lb3V0GAggASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEjkKCG1ldGFkYXRhGAkgAygLMicuZGlzcGF0Y2gudjEuU3Vic2NyaXB0aW9uLk1ldGFkYXRhRW50cnkSLQoFc3RhdGUYCiABKA4yHi5kaXNwYXRjaC52MS5TdWJzY3JpcHRpb25TdGF0ZRIXCg9kaXNhYmxlZF9yZWFzb24YCyABKAkSDAoEZXRhZxgMIAEoCRIvCgtjcmVhdGVfdGltZRgNIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLwoLdXBkYXRlX3RpbWUYDiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEjcKEXNpZ25hdHVyZV9zY2hlbWVzGA8gAygOMhwuZGlzcGF0Y2gudjEuU2lnbmF0dXJlU2NoZW1lEh0KFWNvbXBhdGliaWxpdHlfaGVhZGVycxgQIAEoCBIWCg5tYXhfcGVyX3NlY29uZBgRIAEoARIVCg1tYXhfaW5fZmxpZ2h0GBIgASgFEicKBGF1dGgYEyABKAsyGS5kaXNwYXRjaC52MS5FbmRwb2ludEF1dGgSJQoDdGxzGBQgASgLMhguZGlzcGF0Y2gudjEuRW5kcG9pbnRUbHMSEwoLcHVibGljX2tleXMYFSADKAkSJQoHYnJlYWtlchgWIAEoCzIULmRpc3BhdGNoLnYxLkJyZWFrZXISJwoIb3JkZXJpbmcYFyABKA4yFS5kaXNwYXRjaC52MS5PcmRlcmluZxIxCg5vbl9kZWFkX2xldHRlchgYIAEoDjIZLmRpc3BhdGNoLnYxLk9uRGVhZExldHRlchInCgViYXRjaBgZIAEoCzIYLmRpc3BhdGNoLnYxLkJhdGNoUG9saWN5Ei8KC3ZlcmlmeV90aW1lGBogASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBI2ChJmYWlsaW5nX3NpbmNlX3RpbWUYGyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wGi4KDEhlYWRlcnNFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBGi8KDU1ldGFkYXRhRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASJvChlDcmVhdGVTdWJzY3JpcHRpb25SZXF1ZXN0EhEKCXRlbmFudF9pZBgBIAEoCRIvCgxzdWJzY3JpcHRpb24YAiABKAsyGS5kaXNwYXRjaC52MS5TdWJzY3JpcHRpb24SDgoGc2VjcmV0GAMgASgJIl0KGkNyZWF0ZVN1YnNjcmlwdGlvblJlc3BvbnNlEi8KDHN1YnNjcmlwdGlvbhgBIAEoCzIZLmRpc3BhdGNoLnYxLlN1YnNjcmlwdGlvbhIOCgZzZWNyZXQYAiABKAkiRAoWR2V0U3Vic2NyaXB0aW9uUmVxdWVzdBIRCgl0ZW5hbnRfaWQYASABKAkSFwoPc3Vic2NyaXB0aW9uX2lkGAIgASgJIkoKF0dldFN1YnNjcmlwdGlvblJlc3BvbnNlEi8KDHN1YnNjcmlwdGlvbhgBIAEoCzIZLmRpc3BhdGNoLnYxLlN1YnNjcmlwdGlvbiKDAQoYTGlzdFN1YnNjcmlwdGlvbnNSZXF1ZXN0EhEKCXRlbmFudF9pZBgBIAEoCRIRCglwYWdlX3NpemUYAiABKAUSEgoKcGFnZV90b2tlbhgDIAEoCRItCgVzdGF0ZRgEIAEoDjIeLmRpc3BhdGNoLnYxLlN1YnNjcmlwdGlvblN0YXRlImYKGUxpc3RTdWJzY3JpcHRpb25zUmVzcG9uc2USMAoNc3Vic2NyaXB0aW9ucxgBIAMoCzIZLmRpc3BhdGNoLnYxLlN1YnNjcmlwdGlvbhIXCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAkikAEKGVVwZGF0ZVN1YnNjcmlwdGlvblJlcXVlc3QSEQoJdGVuYW50X2lkGAEgASgJEi8KDHN1YnNjcmlwdGlvbhgCIAEoCzIZLmRpc3BhdGNoLnYxLlN1YnNjcmlwdGlvbhIvCgt1cGRhdGVfbWFzaxgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5GaWVsZE1hc2siXQoaVXBkYXRlU3Vic2NyaXB0aW9uUmVzcG9uc2USLwoMc3Vic2NyaXB0aW9uGAEgASgLMhkuZGlzcGF0Y2gudjEuU3Vic2NyaXB0aW9uEg4KBnNlY3JldBgCIAEoCSJVChlEZWxldGVTdWJzY3JpcHRpb25SZXF1ZXN0EhEKCXRlbmFudF9pZBgBIAEoCRIXCg9zdWJzY3JpcHRpb25faWQYAiABKAkSDAoEZXRhZxgDIAEoCSIcChpEZWxldGVTdWJzY3JpcHRpb25SZXNwb25zZSJGChhQYXVzZVN1YnNjcmlwdGlvblJlcXVlc3QSEQoJdGVuYW50X2lkGAEgASgJEhcKD3N1YnNjcmlwdGlvbl9pZBgCIAEoCSJMChlQYXVzZVN1YnNjcmlwdGlvblJlc3BvbnNlEi8KDHN1YnNjcmlwdGlvbhgBIAEoCzIZLmRpc3BhdGNoLnYxLlN1YnNjcmlwdGlvbiJHChlSZXN1bWVTdWJzY3JpcHRpb25SZXF1ZXN0EhEKCXRlbmFudF9pZBgBIAEoCRIXCg9zdWJzY3JpcHRpb25faWQYAiABKAkiTQoaUmVzdW1lU3Vic2NyaXB0aW9uUmVzcG9uc2USLwoMc3Vic2NyaXB0aW9uGAEgASgLMhkuZGlzcGF0Y2gudjEuU3Vic2NyaXB0aW9uIqsBChNSb3RhdGVTZWNyZXRSZXF1ZXN0EhEKCXRlbmFudF9pZBgBIAEoCRIXCg9zdWJzY3JpcHRpb25faWQYAiABKAkSKgoHb3ZlcmxhcBgDIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIOCgZzZWNyZXQYBCABKAkSLAoGc2NoZW1lGAUgASgOMhwuZGlzcGF0Y2gudjEuU2lnbmF0dXJlU2NoZW1lInQKFFJvdGF0ZVNlY3JldFJlc3BvbnNlEg4KBnNlY3JldBgBIAEoCRI4ChRwcmV2aW91c19leHBpcmVfdGltZRgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEgoKcHVibGljX2tleRgDIAEoCSJqChdUZXN0U3Vic2NyaXB0aW9uUmVxdWVzdBIRCgl0ZW5hbnRfaWQYASABKAkSFwoPc3Vic2NyaXB0aW9uX2lkGAIgASgJEhIKCmV2ZW50X3R5cGUYAyABKAkSDwoHcGF5bG9hZBgEIAEoDCKtAQoYVGVzdFN1YnNjcmlwdGlvblJlc3BvbnNlEhEKCXN1Y2NlZWRlZBgBIAEoCBIOCgZzdGF0dXMYAiABKAUSEwoLZXJyb3JfY2xhc3MYAyABKAkSFQoNZXJyb3JfbWVzc2FnZRgEIAEoCRIrCghkdXJhdGlvbhgFIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIVCg1yZXNwb25zZV9ib2R5GAYgASgMIkcKGVZlcmlmeVN1YnNjcmlwdGlvblJlcXVlc3QSEQoJdGVuYW50X2lkGAEgASgJEhcKD3N1YnNjcmlwdGlvbl9pZBgCIAEoCSKbAQoaVmVyaWZ5U3Vic2NyaXB0aW9uUmVzcG9uc2USEAoIdmVyaWZpZWQYASABKAgSDgoGc3RhdHVzGAIgASgFEhMKC2Vycm9yX2NsYXNzGAMgASgJEhUKDWVycm9yX21lc3NhZ2UYBCABKAkSLwoMc3Vic2NyaXB0aW9uGAUgASgLMhkuZGlzcGF0Y2gudjEuU3Vic2NyaXB0aW9uKsMBChFTdWJzY3JpcHRpb25TdGF0ZRIiCh5TVUJTQ1JJUFRJT05fU1RBVEVfVU5TUEVDSUZJRUQQABIdChlTVUJTQ1JJUFRJT05fU1RBVEVfQUNUSVZFEAESHQoZU1VCU0NSSVBUSU9OX1NUQVRFX1BBVVNFRBACEh8KG1NVQlNDUklQVElPTl9TVEFURV9ESVNBQkxFRBADEisKJ1NVQlNDUklQVElPTl9TVEFURV9QRU5ESU5HX1ZFUklGSUNBVElPThAEKkIKBkppdHRlchIWChJKSVRURVJfVU5TUEVDSUZJRUQQABIPCgtKSVRURVJfRlVMTBABEg8KC0pJVFRFUl9OT05FEAIqZgoPU2lnbmF0dXJlU2NoZW1lEiAKHFNJR05BVFVSRV9TQ0hFTUVfVU5TUEVDSUZJRUQQABIXChNTSUdOQVRVUkVfU0NIRU1FX1YxEAESGAoUU0lHTkFUVVJFX1NDSEVNRV9WMUEQAiqXAQoMQnJlYWtlclN0YXRlEh0KGUJSRUFLRVJfU1RBVEVfVU5TUEVDSUZJRUQQABIYChRCUkVBS0VSX1NUQVRFX0NMT1NFRBABEhYKEkJSRUFLRVJfU1RBVEVfT1BFThACEhsKF0JSRUFLRVJfU1RBVEVfSEFMRl9PUEVOEAMSGQoVQlJFQUtFUl9TVEFURV9SQU1QSU5HEAQqZAoIT3JkZXJpbmcSGAoUT1JERVJJTkdfVU5TUEVDSUZJRUQQABIRCg1PUkRFUklOR19OT05FEAESGQoVT1JERVJJTkdfU1VCU0NSSVBUSU9OEAISEAoMT1JERVJJTkdfS0VZEAMqYAoMT25EZWFkTGV0dGVyEh4KGk9OX0RFQURfTEVUVEVSX1VOU1BFQ0lGSUVEEAASFwoTT05fREVBRF9MRVRURVJfU0tJUBABEhcKE09OX0RFQURfTEVUVEVSX1NUT1AQAipmCgtCYXRjaEZvcm1hdBIcChhCQVRDSF9GT1JNQVRfVU5TUEVDSUZJRUQQABIbChdCQVRDSF9GT1JNQVRfSlNPTl9BUlJBWRABEhwKGEJBVENIX0ZPUk1BVF9DTE9VREVWRU5UUxACMvQHChNTdWJzY3JpcHRpb25TZXJ2aWNlEmUKEkNyZWF0ZVN1YnNjcmlwdGlvbhImLmRpc3BhdGNoLnYxLkNyZWF0ZVN1YnNjcmlwdGlvblJlcXVlc3QaJy5kaXNwYXRjaC52MS5DcmVhdGVTdWJzY3JpcHRpb25SZXNwb25zZRJcCg9HZXRTdWJzY3JpcHRpb24SIy5kaXNwYXRjaC52MS5HZXRTdWJzY3JpcHRpb25SZXF1ZXN0GiQuZGlzcGF0Y2gudjEuR2V0U3Vic2NyaXB0aW9uUmVzcG9uc2USYgoRTGlzdFN1YnNjcmlwdGlvbnMSJS5kaXNwYXRjaC52MS5MaXN0U3Vic2NyaXB0aW9uc1JlcXVlc3QaJi5kaXNwYXRjaC52MS5MaXN0U3Vic2NyaXB0aW9uc1Jlc3BvbnNlEmUKElVwZGF0ZVN1YnNjcmlwdGlvbhImLmRpc3BhdGNoLnYxLlVwZGF0ZVN1YnNjcmlwdGlvblJlcXVlc3QaJy5kaXNwYXRjaC52MS5VcGRhdGVTdWJzY3JpcHRpb25SZXNwb25zZRJlChJEZWxldGVTdWJzY3JpcHRpb24SJi5kaXNwYXRjaC52MS5EZWxldGVTdWJzY3JpcHRpb25SZXF1ZXN0GicuZGlzcGF0Y2gudjEuRGVsZXRlU3Vic2NyaXB0aW9uUmVzcG9uc2USYgoRUGF1c2VTdWJzY3JpcHRpb24SJS5kaXNwYXRjaC52MS5QYXVzZVN1YnNjcmlwdGlvblJlcXVlc3QaJi5kaXNwYXRjaC52MS5QYXVzZVN1YnNjcmlwdGlvblJlc3BvbnNlEmUKElJlc3VtZVN1YnNjcmlwdGlvbhImLmRpc3BhdGNoLnYxLlJlc3VtZVN1YnNjcmlwdGlvblJlcXVlc3QaJy5kaXNwYXRjaC52MS5SZXN1bWVTdWJzY3JpcHRpb25SZXNwb25zZRJTCgxSb3RhdGVTZWNyZXQSIC5kaXNwYXRjaC52MS5Sb3RhdGVTZWNyZXRSZXF1ZXN0GiEuZGlzcGF0Y2gudjEuUm90YXRlU2VjcmV0UmVzcG9uc2USXwoQVGVzdFN1YnNjcmlwdGlvbhIkLmRpc3BhdGNoLnYxLlRlc3RTdWJzY3JpcHRpb25SZXF1ZXN0GiUuZGlzcGF0Y2gudjEuVGVzdFN1YnNjcmlwdGlvblJlc3BvbnNlEmUKElZlcmlmeVN1YnNjcmlwdGlvbhImLmRpc3BhdGNoLnYxLlZlcmlmeVN1YnNjcmlwdGlvblJlcXVlc3QaJy5kaXNwYXRjaC52MS5WZXJpZnlTdWJzY3JpcHRpb25SZXNwb25zZWIGcHJvdG8z", [file_google_protobuf_duration, file_google_protobuf_field_mask, file_google_protobuf_timestamp]);
 
 /**
  * Delays one by one.
@@ -354,6 +354,49 @@ export const BreakerSchema: GenMessage<Breaker> = /*@__PURE__*/
   messageDesc(file_dispatch_v1_subscription_service, 8);
 
 /**
+ * Several events in one request, with one signature and one outcome.
+ *
+ * @generated from message dispatch.v1.BatchPolicy
+ */
+export type BatchPolicy = Message<"dispatch.v1.BatchPolicy"> & {
+  /**
+   * Events in a request at most: 1–1,000; 100 when 0.
+   *
+   * @generated from field: int32 max_events = 1;
+   */
+  maxEvents: number;
+
+  /**
+   * Bytes of a request's body at most: 1,024–4,194,304; 1 MiB when 0. An event that
+   * is larger goes alone.
+   *
+   * @generated from field: int32 max_bytes = 2;
+   */
+  maxBytes: number;
+
+  /**
+   * How long an event waits for others at most: up to 10 s; 1 s when not set.
+   *
+   * @generated from field: google.protobuf.Duration max_wait = 3;
+   */
+  maxWait?: Duration | undefined;
+
+  /**
+   * What the body looks like.
+   *
+   * @generated from field: dispatch.v1.BatchFormat format = 4;
+   */
+  format: BatchFormat;
+};
+
+/**
+ * Describes the message dispatch.v1.BatchPolicy.
+ * Use `create(BatchPolicySchema)` to create a new message.
+ */
+export const BatchPolicySchema: GenMessage<BatchPolicy> = /*@__PURE__*/
+  messageDesc(file_dispatch_v1_subscription_service, 9);
+
+/**
  * Event types, matched, to an endpoint.
  *
  * @generated from message dispatch.v1.Subscription
@@ -520,6 +563,42 @@ export type Subscription = Message<"dispatch.v1.Subscription"> & {
    * @generated from field: dispatch.v1.Breaker breaker = 22;
    */
   breaker?: Breaker | undefined;
+
+  /**
+   * What deliveries wait for each other; nothing when not set.
+   *
+   * @generated from field: dispatch.v1.Ordering ordering = 23;
+   */
+  ordering: Ordering;
+
+  /**
+   * With an `ordering`: what happens when a delivery is given up; SKIP when not set.
+   *
+   * @generated from field: dispatch.v1.OnDeadLetter on_dead_letter = 24;
+   */
+  onDeadLetter: OnDeadLetter;
+
+  /**
+   * Several events in one request; one event each when not set.
+   *
+   * @generated from field: dispatch.v1.BatchPolicy batch = 25;
+   */
+  batch?: BatchPolicy | undefined;
+
+  /**
+   * When VerifySubscription last succeeded for this URL. Set by the server.
+   *
+   * @generated from field: google.protobuf.Timestamp verify_time = 26;
+   */
+  verifyTime?: Timestamp | undefined;
+
+  /**
+   * Since when no attempt succeeded, if any failed since; to about a minute. Set by the
+   * server.
+   *
+   * @generated from field: google.protobuf.Timestamp failing_since_time = 27;
+   */
+  failingSinceTime?: Timestamp | undefined;
 };
 
 /**
@@ -527,7 +606,7 @@ export type Subscription = Message<"dispatch.v1.Subscription"> & {
  * Use `create(SubscriptionSchema)` to create a new message.
  */
 export const SubscriptionSchema: GenMessage<Subscription> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_subscription_service, 9);
+  messageDesc(file_dispatch_v1_subscription_service, 10);
 
 /**
  * What to create.
@@ -563,7 +642,7 @@ export type CreateSubscriptionRequest = Message<"dispatch.v1.CreateSubscriptionR
  * Use `create(CreateSubscriptionRequestSchema)` to create a new message.
  */
 export const CreateSubscriptionRequestSchema: GenMessage<CreateSubscriptionRequest> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_subscription_service, 10);
+  messageDesc(file_dispatch_v1_subscription_service, 11);
 
 /**
  * What was created.
@@ -591,7 +670,7 @@ export type CreateSubscriptionResponse = Message<"dispatch.v1.CreateSubscription
  * Use `create(CreateSubscriptionResponseSchema)` to create a new message.
  */
 export const CreateSubscriptionResponseSchema: GenMessage<CreateSubscriptionResponse> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_subscription_service, 11);
+  messageDesc(file_dispatch_v1_subscription_service, 12);
 
 /**
  * Which subscription.
@@ -619,7 +698,7 @@ export type GetSubscriptionRequest = Message<"dispatch.v1.GetSubscriptionRequest
  * Use `create(GetSubscriptionRequestSchema)` to create a new message.
  */
 export const GetSubscriptionRequestSchema: GenMessage<GetSubscriptionRequest> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_subscription_service, 12);
+  messageDesc(file_dispatch_v1_subscription_service, 13);
 
 /**
  * The subscription.
@@ -640,7 +719,7 @@ export type GetSubscriptionResponse = Message<"dispatch.v1.GetSubscriptionRespon
  * Use `create(GetSubscriptionResponseSchema)` to create a new message.
  */
 export const GetSubscriptionResponseSchema: GenMessage<GetSubscriptionResponse> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_subscription_service, 13);
+  messageDesc(file_dispatch_v1_subscription_service, 14);
 
 /**
  * Which subscriptions.
@@ -682,7 +761,7 @@ export type ListSubscriptionsRequest = Message<"dispatch.v1.ListSubscriptionsReq
  * Use `create(ListSubscriptionsRequestSchema)` to create a new message.
  */
 export const ListSubscriptionsRequestSchema: GenMessage<ListSubscriptionsRequest> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_subscription_service, 14);
+  messageDesc(file_dispatch_v1_subscription_service, 15);
 
 /**
  * A page of subscriptions.
@@ -710,7 +789,7 @@ export type ListSubscriptionsResponse = Message<"dispatch.v1.ListSubscriptionsRe
  * Use `create(ListSubscriptionsResponseSchema)` to create a new message.
  */
 export const ListSubscriptionsResponseSchema: GenMessage<ListSubscriptionsResponse> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_subscription_service, 15);
+  messageDesc(file_dispatch_v1_subscription_service, 16);
 
 /**
  * What to change.
@@ -736,7 +815,8 @@ export type UpdateSubscriptionRequest = Message<"dispatch.v1.UpdateSubscriptionR
   /**
    * Any of `url`, `event_types`, `description`, `headers`, `retry_policy`,
    * `attempt_timeout`, `metadata`, `signature_schemes`, `compatibility_headers`,
-   * `max_per_second`, `max_in_flight`, `auth`, `tls`. Required.
+   * `max_per_second`, `max_in_flight`, `auth`, `tls`, `ordering`, `on_dead_letter`,
+   * `batch`. Required.
    *
    * @generated from field: google.protobuf.FieldMask update_mask = 3;
    */
@@ -748,7 +828,7 @@ export type UpdateSubscriptionRequest = Message<"dispatch.v1.UpdateSubscriptionR
  * Use `create(UpdateSubscriptionRequestSchema)` to create a new message.
  */
 export const UpdateSubscriptionRequestSchema: GenMessage<UpdateSubscriptionRequest> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_subscription_service, 16);
+  messageDesc(file_dispatch_v1_subscription_service, 17);
 
 /**
  * The changed subscription.
@@ -776,7 +856,7 @@ export type UpdateSubscriptionResponse = Message<"dispatch.v1.UpdateSubscription
  * Use `create(UpdateSubscriptionResponseSchema)` to create a new message.
  */
 export const UpdateSubscriptionResponseSchema: GenMessage<UpdateSubscriptionResponse> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_subscription_service, 17);
+  messageDesc(file_dispatch_v1_subscription_service, 18);
 
 /**
  * Which subscription.
@@ -811,7 +891,7 @@ export type DeleteSubscriptionRequest = Message<"dispatch.v1.DeleteSubscriptionR
  * Use `create(DeleteSubscriptionRequestSchema)` to create a new message.
  */
 export const DeleteSubscriptionRequestSchema: GenMessage<DeleteSubscriptionRequest> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_subscription_service, 18);
+  messageDesc(file_dispatch_v1_subscription_service, 19);
 
 /**
  * Nothing to say.
@@ -826,7 +906,7 @@ export type DeleteSubscriptionResponse = Message<"dispatch.v1.DeleteSubscription
  * Use `create(DeleteSubscriptionResponseSchema)` to create a new message.
  */
 export const DeleteSubscriptionResponseSchema: GenMessage<DeleteSubscriptionResponse> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_subscription_service, 19);
+  messageDesc(file_dispatch_v1_subscription_service, 20);
 
 /**
  * Which subscription.
@@ -854,7 +934,7 @@ export type PauseSubscriptionRequest = Message<"dispatch.v1.PauseSubscriptionReq
  * Use `create(PauseSubscriptionRequestSchema)` to create a new message.
  */
 export const PauseSubscriptionRequestSchema: GenMessage<PauseSubscriptionRequest> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_subscription_service, 20);
+  messageDesc(file_dispatch_v1_subscription_service, 21);
 
 /**
  * The paused subscription.
@@ -875,7 +955,7 @@ export type PauseSubscriptionResponse = Message<"dispatch.v1.PauseSubscriptionRe
  * Use `create(PauseSubscriptionResponseSchema)` to create a new message.
  */
 export const PauseSubscriptionResponseSchema: GenMessage<PauseSubscriptionResponse> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_subscription_service, 21);
+  messageDesc(file_dispatch_v1_subscription_service, 22);
 
 /**
  * Which subscription.
@@ -903,7 +983,7 @@ export type ResumeSubscriptionRequest = Message<"dispatch.v1.ResumeSubscriptionR
  * Use `create(ResumeSubscriptionRequestSchema)` to create a new message.
  */
 export const ResumeSubscriptionRequestSchema: GenMessage<ResumeSubscriptionRequest> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_subscription_service, 22);
+  messageDesc(file_dispatch_v1_subscription_service, 23);
 
 /**
  * The resumed subscription.
@@ -924,7 +1004,7 @@ export type ResumeSubscriptionResponse = Message<"dispatch.v1.ResumeSubscription
  * Use `create(ResumeSubscriptionResponseSchema)` to create a new message.
  */
 export const ResumeSubscriptionResponseSchema: GenMessage<ResumeSubscriptionResponse> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_subscription_service, 23);
+  messageDesc(file_dispatch_v1_subscription_service, 24);
 
 /**
  * Which secret to rotate.
@@ -976,7 +1056,7 @@ export type RotateSecretRequest = Message<"dispatch.v1.RotateSecretRequest"> & {
  * Use `create(RotateSecretRequestSchema)` to create a new message.
  */
 export const RotateSecretRequestSchema: GenMessage<RotateSecretRequest> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_subscription_service, 24);
+  messageDesc(file_dispatch_v1_subscription_service, 25);
 
 /**
  * The new secret.
@@ -1011,7 +1091,7 @@ export type RotateSecretResponse = Message<"dispatch.v1.RotateSecretResponse"> &
  * Use `create(RotateSecretResponseSchema)` to create a new message.
  */
 export const RotateSecretResponseSchema: GenMessage<RotateSecretResponse> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_subscription_service, 25);
+  messageDesc(file_dispatch_v1_subscription_service, 26);
 
 /**
  * Which subscription.
@@ -1053,7 +1133,7 @@ export type TestSubscriptionRequest = Message<"dispatch.v1.TestSubscriptionReque
  * Use `create(TestSubscriptionRequestSchema)` to create a new message.
  */
 export const TestSubscriptionRequestSchema: GenMessage<TestSubscriptionRequest> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_subscription_service, 26);
+  messageDesc(file_dispatch_v1_subscription_service, 27);
 
 /**
  * What the endpoint answered.
@@ -1109,7 +1189,85 @@ export type TestSubscriptionResponse = Message<"dispatch.v1.TestSubscriptionResp
  * Use `create(TestSubscriptionResponseSchema)` to create a new message.
  */
 export const TestSubscriptionResponseSchema: GenMessage<TestSubscriptionResponse> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_subscription_service, 27);
+  messageDesc(file_dispatch_v1_subscription_service, 28);
+
+/**
+ * Which subscription.
+ *
+ * @generated from message dispatch.v1.VerifySubscriptionRequest
+ */
+export type VerifySubscriptionRequest = Message<"dispatch.v1.VerifySubscriptionRequest"> & {
+  /**
+   * A tenant key may leave it out.
+   *
+   * @generated from field: string tenant_id = 1;
+   */
+  tenantId: string;
+
+  /**
+   * `sub_…`. Required.
+   *
+   * @generated from field: string subscription_id = 2;
+   */
+  subscriptionId: string;
+};
+
+/**
+ * Describes the message dispatch.v1.VerifySubscriptionRequest.
+ * Use `create(VerifySubscriptionRequestSchema)` to create a new message.
+ */
+export const VerifySubscriptionRequestSchema: GenMessage<VerifySubscriptionRequest> = /*@__PURE__*/
+  messageDesc(file_dispatch_v1_subscription_service, 29);
+
+/**
+ * Whether the endpoint proved itself.
+ *
+ * @generated from message dispatch.v1.VerifySubscriptionResponse
+ */
+export type VerifySubscriptionResponse = Message<"dispatch.v1.VerifySubscriptionResponse"> & {
+  /**
+   * Whether it did.
+   *
+   * @generated from field: bool verified = 1;
+   */
+  verified: boolean;
+
+  /**
+   * HTTP status; 0 when no response came.
+   *
+   * @generated from field: int32 status = 2;
+   */
+  status: number;
+
+  /**
+   * Why it failed, as in attempts, or `challenge` when the answer was neither the
+   * challenge nor its signature; empty when it succeeded.
+   *
+   * @generated from field: string error_class = 3;
+   */
+  errorClass: string;
+
+  /**
+   * A sentence about it.
+   *
+   * @generated from field: string error_message = 4;
+   */
+  errorMessage: string;
+
+  /**
+   * The subscription as it is now.
+   *
+   * @generated from field: dispatch.v1.Subscription subscription = 5;
+   */
+  subscription?: Subscription | undefined;
+};
+
+/**
+ * Describes the message dispatch.v1.VerifySubscriptionResponse.
+ * Use `create(VerifySubscriptionResponseSchema)` to create a new message.
+ */
+export const VerifySubscriptionResponseSchema: GenMessage<VerifySubscriptionResponse> = /*@__PURE__*/
+  messageDesc(file_dispatch_v1_subscription_service, 30);
 
 /**
  * Whether deliveries go out.
@@ -1144,6 +1302,14 @@ export const SubscriptionState = {
    * @generated from enum value: SUBSCRIPTION_STATE_DISABLED = 3;
    */
   DISABLED: 3,
+
+  /**
+   * Events are matched and held back until VerifySubscription succeeds, because the
+   * tenant's policy asks for it.
+   *
+   * @generated from enum value: SUBSCRIPTION_STATE_PENDING_VERIFICATION = 4;
+   */
+  PENDING_VERIFICATION: 4,
 } as const;
 
 /**
@@ -1298,6 +1464,138 @@ export const BreakerStateSchema: GenEnum<BreakerState> = /*@__PURE__*/
   enumDesc(file_dispatch_v1_subscription_service, 3);
 
 /**
+ * What deliveries of a subscription wait for each other.
+ *
+ * @generated from enum dispatch.v1.Ordering
+ */
+export const Ordering = {
+  /**
+   * The same as NONE.
+   *
+   * @generated from enum value: ORDERING_UNSPECIFIED = 0;
+   */
+  UNSPECIFIED: 0,
+
+  /**
+   * Nothing: fastest.
+   *
+   * @generated from enum value: ORDERING_NONE = 1;
+   */
+  NONE: 1,
+
+  /**
+   * One request at a time, in the order in which events were accepted.
+   *
+   * @generated from enum value: ORDERING_SUBSCRIPTION = 2;
+   */
+  SUBSCRIPTION: 2,
+
+  /**
+   * The same for each ordering key by itself; events without a key are not ordered.
+   *
+   * @generated from enum value: ORDERING_KEY = 3;
+   */
+  KEY: 3,
+} as const;
+
+/**
+ * What deliveries of a subscription wait for each other.
+ *
+ * @generated from enum dispatch.v1.Ordering
+ */
+export type Ordering = (typeof Ordering)[keyof typeof Ordering] | UnknownEnum;
+
+/**
+ * Describes the enum dispatch.v1.Ordering.
+ */
+export const OrderingSchema: GenEnum<Ordering> = /*@__PURE__*/
+  enumDesc(file_dispatch_v1_subscription_service, 4);
+
+/**
+ * What becomes of an ordered queue when one of its deliveries is given up.
+ *
+ * @generated from enum dispatch.v1.OnDeadLetter
+ */
+export const OnDeadLetter = {
+  /**
+   * The same as SKIP.
+   *
+   * @generated from enum value: ON_DEAD_LETTER_UNSPECIFIED = 0;
+   */
+  UNSPECIFIED: 0,
+
+  /**
+   * The next one goes.
+   *
+   * @generated from enum value: ON_DEAD_LETTER_SKIP = 1;
+   */
+  SKIP: 1,
+
+  /**
+   * Its key (or the whole subscription) stops until the dead letter is replayed or
+   * discarded.
+   *
+   * @generated from enum value: ON_DEAD_LETTER_STOP = 2;
+   */
+  STOP: 2,
+} as const;
+
+/**
+ * What becomes of an ordered queue when one of its deliveries is given up.
+ *
+ * @generated from enum dispatch.v1.OnDeadLetter
+ */
+export type OnDeadLetter = (typeof OnDeadLetter)[keyof typeof OnDeadLetter] | UnknownEnum;
+
+/**
+ * Describes the enum dispatch.v1.OnDeadLetter.
+ */
+export const OnDeadLetterSchema: GenEnum<OnDeadLetter> = /*@__PURE__*/
+  enumDesc(file_dispatch_v1_subscription_service, 5);
+
+/**
+ * What the body of a batch looks like.
+ *
+ * @generated from enum dispatch.v1.BatchFormat
+ */
+export const BatchFormat = {
+  /**
+   * The same as JSON_ARRAY.
+   *
+   * @generated from enum value: BATCH_FORMAT_UNSPECIFIED = 0;
+   */
+  UNSPECIFIED: 0,
+
+  /**
+   * `[{"id", "type", "timestamp", "data"}, …]`; a body that is no JSON is in
+   * `dataBase64` with its `contentType` instead.
+   *
+   * @generated from enum value: BATCH_FORMAT_JSON_ARRAY = 1;
+   */
+  JSON_ARRAY: 1,
+
+  /**
+   * CloudEvents 1.0 JSON batch (`application/cloudevents-batch+json`).
+   *
+   * @generated from enum value: BATCH_FORMAT_CLOUDEVENTS = 2;
+   */
+  CLOUDEVENTS: 2,
+} as const;
+
+/**
+ * What the body of a batch looks like.
+ *
+ * @generated from enum dispatch.v1.BatchFormat
+ */
+export type BatchFormat = (typeof BatchFormat)[keyof typeof BatchFormat] | UnknownEnum;
+
+/**
+ * Describes the enum dispatch.v1.BatchFormat.
+ */
+export const BatchFormatSchema: GenEnum<BatchFormat> = /*@__PURE__*/
+  enumDesc(file_dispatch_v1_subscription_service, 6);
+
+/**
  * Says which events go to which endpoints.
  *
  * @generated from service dispatch.v1.SubscriptionService
@@ -1395,6 +1693,18 @@ export const SubscriptionService: GenService<{
     methodKind: "unary";
     input: typeof TestSubscriptionRequestSchema;
     output: typeof TestSubscriptionResponseSchema;
+  },
+  /**
+   * Asks the endpoint to prove that it wants deliveries: sends it a challenge, which
+   * it must echo or sign. On success a PENDING_VERIFICATION subscription becomes
+   * ACTIVE.
+   *
+   * @generated from rpc dispatch.v1.SubscriptionService.VerifySubscription
+   */
+  verifySubscription: {
+    methodKind: "unary";
+    input: typeof VerifySubscriptionRequestSchema;
+    output: typeof VerifySubscriptionResponseSchema;
   },
 }> = /*@__PURE__*/
   serviceDesc(file_dispatch_v1_subscription_service, 0);

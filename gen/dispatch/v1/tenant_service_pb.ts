@@ -4,15 +4,74 @@
 
 import type { GenEnum, GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegenv2";
 import { enumDesc, fileDesc, messageDesc, serviceDesc } from "@bufbuild/protobuf/codegenv2";
-import type { FieldMask, Timestamp } from "@bufbuild/protobuf/wkt";
-import { file_google_protobuf_field_mask, file_google_protobuf_timestamp } from "@bufbuild/protobuf/wkt";
+import type { Duration, FieldMask, Timestamp } from "@bufbuild/protobuf/wkt";
+import { file_google_protobuf_duration, file_google_protobuf_field_mask, file_google_protobuf_timestamp } from "@bufbuild/protobuf/wkt";
 import type { Message, UnknownEnum } from "@bufbuild/protobuf";
 
 /**
  * Describes the file dispatch/v1/tenant_service.proto.
  */
 export const file_dispatch_v1_tenant_service: GenFile = /*@__PURE__*/
-  fileDesc("CiBkaXNwYXRjaC92MS90ZW5hbnRfc2VydmljZS5wcm90bxILZGlzcGF0Y2gudjEiogIKBlRlbmFudBIRCgl0ZW5hbnRfaWQYASABKAkSFAoMZGlzcGxheV9uYW1lGAIgASgJEjMKCG1ldGFkYXRhGAMgAygLMiEuZGlzcGF0Y2gudjEuVGVuYW50Lk1ldGFkYXRhRW50cnkSJwoFc3RhdGUYBCABKA4yGC5kaXNwYXRjaC52MS5UZW5hbnRTdGF0ZRIvCgtjcmVhdGVfdGltZRgFIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLwoLdXBkYXRlX3RpbWUYBiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wGi8KDU1ldGFkYXRhRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASI6ChNDcmVhdGVUZW5hbnRSZXF1ZXN0EiMKBnRlbmFudBgBIAEoCzITLmRpc3BhdGNoLnYxLlRlbmFudCI7ChRDcmVhdGVUZW5hbnRSZXNwb25zZRIjCgZ0ZW5hbnQYASABKAsyEy5kaXNwYXRjaC52MS5UZW5hbnQiJQoQR2V0VGVuYW50UmVxdWVzdBIRCgl0ZW5hbnRfaWQYASABKAkiOAoRR2V0VGVuYW50UmVzcG9uc2USIwoGdGVuYW50GAEgASgLMhMuZGlzcGF0Y2gudjEuVGVuYW50IjsKEkxpc3RUZW5hbnRzUmVxdWVzdBIRCglwYWdlX3NpemUYASABKAUSEgoKcGFnZV90b2tlbhgCIAEoCSJUChNMaXN0VGVuYW50c1Jlc3BvbnNlEiQKB3RlbmFudHMYASADKAsyEy5kaXNwYXRjaC52MS5UZW5hbnQSFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJImsKE1VwZGF0ZVRlbmFudFJlcXVlc3QSIwoGdGVuYW50GAEgASgLMhMuZGlzcGF0Y2gudjEuVGVuYW50Ei8KC3VwZGF0ZV9tYXNrGAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLkZpZWxkTWFzayI7ChRVcGRhdGVUZW5hbnRSZXNwb25zZRIjCgZ0ZW5hbnQYASABKAsyEy5kaXNwYXRjaC52MS5UZW5hbnQiKQoUU3VzcGVuZFRlbmFudFJlcXVlc3QSEQoJdGVuYW50X2lkGAEgASgJIjwKFVN1c3BlbmRUZW5hbnRSZXNwb25zZRIjCgZ0ZW5hbnQYASABKAsyEy5kaXNwYXRjaC52MS5UZW5hbnQiKAoTUmVzdW1lVGVuYW50UmVxdWVzdBIRCgl0ZW5hbnRfaWQYASABKAkiOwoUUmVzdW1lVGVuYW50UmVzcG9uc2USIwoGdGVuYW50GAEgASgLMhMuZGlzcGF0Y2gudjEuVGVuYW50IigKE0RlbGV0ZVRlbmFudFJlcXVlc3QSEQoJdGVuYW50X2lkGAEgASgJIhYKFERlbGV0ZVRlbmFudFJlc3BvbnNlIqgCCgZBcGlLZXkSDgoGa2V5X2lkGAEgASgJEhEKCXRlbmFudF9pZBgCIAEoCRIUCgxkaXNwbGF5X25hbWUYAyABKAkSLwoLY3JlYXRlX3RpbWUYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEi8KC2V4cGlyZV90aW1lGAUgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIvCgtyZXZva2VfdGltZRgGIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASHwoEcm9sZRgHIAEoDjIRLmRpc3BhdGNoLnYxLlJvbGUSMQoNbGFzdF91c2VfdGltZRgIIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAikAEKE0NyZWF0ZUFwaUtleVJlcXVlc3QSEQoJdGVuYW50X2lkGAEgASgJEhQKDGRpc3BsYXlfbmFtZRgCIAEoCRIvCgtleHBpcmVfdGltZRgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASHwoEcm9sZRgEIAEoDjIRLmRpc3BhdGNoLnYxLlJvbGUiSQoUQ3JlYXRlQXBpS2V5UmVzcG9uc2USJAoHYXBpX2tleRgBIAEoCzITLmRpc3BhdGNoLnYxLkFwaUtleRILCgNrZXkYAiABKAkiTgoSTGlzdEFwaUtleXNSZXF1ZXN0EhEKCXRlbmFudF9pZBgBIAEoCRIRCglwYWdlX3NpemUYAiABKAUSEgoKcGFnZV90b2tlbhgDIAEoCSJVChNMaXN0QXBpS2V5c1Jlc3BvbnNlEiUKCGFwaV9rZXlzGAEgAygLMhMuZGlzcGF0Y2gudjEuQXBpS2V5EhcKD25leHRfcGFnZV90b2tlbhgCIAEoCSI4ChNSZXZva2VBcGlLZXlSZXF1ZXN0EhEKCXRlbmFudF9pZBgBIAEoCRIOCgZrZXlfaWQYAiABKAkiPAoUUmV2b2tlQXBpS2V5UmVzcG9uc2USJAoHYXBpX2tleRgBIAEoCzITLmRpc3BhdGNoLnYxLkFwaUtleSK7BAoFUXVvdGESHwoScHVibGlzaF9wZXJfc2Vjb25kGAEgASgBSACIAQESGgoNcHVibGlzaF9idXJzdBgCIAEoA0gBiAEBEhsKDmV2ZW50c19wZXJfZGF5GAMgASgDSAKIAQESHQoQZXZlbnRzX3Blcl9tb250aBgEIAEoA0gDiAEBEh4KEW1heF9wYXlsb2FkX2J5dGVzGAUgASgFSASIAQESHgoRbWF4X3N1YnNjcmlwdGlvbnMYBiABKAVIBYgBARIaCg1tYXhfaW5fZmxpZ2h0GAcgASgFSAaIAQESIgoVZGVsaXZlcmllc19wZXJfc2Vjb25kGAggASgBSAeIAQESGAoLbWF4X2JhY2tsb2cYCSABKANICIgBARIZCgxoaXN0b3J5X2RheXMYCiABKAVICYgBARIhChRhbGxvd19odHRwX2VuZHBvaW50cxgLIAEoCEgKiAEBQhUKE19wdWJsaXNoX3Blcl9zZWNvbmRCEAoOX3B1Ymxpc2hfYnVyc3RCEQoPX2V2ZW50c19wZXJfZGF5QhMKEV9ldmVudHNfcGVyX21vbnRoQhQKEl9tYXhfcGF5bG9hZF9ieXRlc0IUChJfbWF4X3N1YnNjcmlwdGlvbnNCEAoOX21heF9pbl9mbGlnaHRCGAoWX2RlbGl2ZXJpZXNfcGVyX3NlY29uZEIOCgxfbWF4X2JhY2tsb2dCDwoNX2hpc3RvcnlfZGF5c0IXChVfYWxsb3dfaHR0cF9lbmRwb2ludHMiJAoPR2V0UXVvdGFSZXF1ZXN0EhEKCXRlbmFudF9pZBgBIAEoCSJWChBHZXRRdW90YVJlc3BvbnNlEiEKBXF1b3RhGAEgASgLMhIuZGlzcGF0Y2gudjEuUXVvdGESHwoDb3duGAIgASgLMhIuZGlzcGF0Y2gudjEuUXVvdGEieAoPU2V0UXVvdGFSZXF1ZXN0EhEKCXRlbmFudF9pZBgBIAEoCRIhCgVxdW90YRgCIAEoCzISLmRpc3BhdGNoLnYxLlF1b3RhEi8KC3VwZGF0ZV9tYXNrGAMgASgLMhouZ29vZ2xlLnByb3RvYnVmLkZpZWxkTWFzayJWChBTZXRRdW90YVJlc3BvbnNlEiEKBXF1b3RhGAEgASgLMhIuZGlzcGF0Y2gudjEuUXVvdGESHwoDb3duGAIgASgLMhIuZGlzcGF0Y2gudjEuUXVvdGEisAEKD0dldFVzYWdlUmVxdWVzdBIRCgl0ZW5hbnRfaWQYASABKAkSLAoIaW50ZXJ2YWwYAiABKA4yGi5kaXNwYXRjaC52MS5Vc2FnZUludGVydmFsEi4KCnN0YXJ0X3RpbWUYAyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEiwKCGVuZF90aW1lGAQgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCJ7CgVVc2FnZRIuCgpzdGFydF90aW1lGAEgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBITCgtldmVudF9jb3VudBgCIAEoAxIVCg1wYXlsb2FkX2J5dGVzGAMgASgDEhYKDmRlbGl2ZXJ5X2NvdW50GAQgASgDImYKEEdldFVzYWdlUmVzcG9uc2USIQoFdXNhZ2UYASADKAsyEi5kaXNwYXRjaC52MS5Vc2FnZRIUCgxldmVudHNfdG9kYXkYAiABKAMSGQoRZXZlbnRzX3RoaXNfbW9udGgYAyABKAMizAEKE0xpc3RBdWRpdExvZ1JlcXVlc3QSEQoJdGVuYW50X2lkGAEgASgJEhEKCXBhZ2Vfc2l6ZRgCIAEoBRISCgpwYWdlX3Rva2VuGAMgASgJEg0KBWFjdG9yGAQgASgJEg4KBmFjdGlvbhgFIAEoCRIuCgpzdGFydF90aW1lGAYgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIsCghlbmRfdGltZRgHIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAigQIKCkF1ZGl0RW50cnkSEAoIYXVkaXRfaWQYASABKAkSEQoJdGVuYW50X2lkGAIgASgJEigKBHRpbWUYAyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEg0KBWFjdG9yGAQgASgJEg4KBmFjdGlvbhgFIAEoCRIQCghyZXNvdXJjZRgGIAEoCRIPCgdhZGRyZXNzGAcgASgJEjMKBmRldGFpbBgIIAMoCzIjLmRpc3BhdGNoLnYxLkF1ZGl0RW50cnkuRGV0YWlsRW50cnkaLQoLRGV0YWlsRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASJZChRMaXN0QXVkaXRMb2dSZXNwb25zZRIoCgdlbnRyaWVzGAEgAygLMhcuZGlzcGF0Y2gudjEuQXVkaXRFbnRyeRIXCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAkqcQoEUm9sZRIUChBST0xFX1VOU1BFQ0lGSUVEEAASFwoTUk9MRV9QTEFURk9STV9BRE1JThABEhUKEVJPTEVfVEVOQU5UX0FETUlOEAISEgoOUk9MRV9QVUJMSVNIRVIQAxIPCgtST0xFX1ZJRVdFUhAEKnsKC1RlbmFudFN0YXRlEhwKGFRFTkFOVF9TVEFURV9VTlNQRUNJRklFRBAAEhcKE1RFTkFOVF9TVEFURV9BQ1RJVkUQARIaChZURU5BTlRfU1RBVEVfU1VTUEVOREVEEAISGQoVVEVOQU5UX1NUQVRFX0RFTEVUSU5HEAMqYAoNVXNhZ2VJbnRlcnZhbBIeChpVU0FHRV9JTlRFUlZBTF9VTlNQRUNJRklFRBAAEhcKE1VTQUdFX0lOVEVSVkFMX0hPVVIQARIWChJVU0FHRV9JTlRFUlZBTF9EQVkQAjKFCQoNVGVuYW50U2VydmljZRJTCgxDcmVhdGVUZW5hbnQSIC5kaXNwYXRjaC52MS5DcmVhdGVUZW5hbnRSZXF1ZXN0GiEuZGlzcGF0Y2gudjEuQ3JlYXRlVGVuYW50UmVzcG9uc2USSgoJR2V0VGVuYW50Eh0uZGlzcGF0Y2gudjEuR2V0VGVuYW50UmVxdWVzdBoeLmRpc3BhdGNoLnYxLkdldFRlbmFudFJlc3BvbnNlElAKC0xpc3RUZW5hbnRzEh8uZGlzcGF0Y2gudjEuTGlzdFRlbmFudHNSZXF1ZXN0GiAuZGlzcGF0Y2gudjEuTGlzdFRlbmFudHNSZXNwb25zZRJTCgxVcGRhdGVUZW5hbnQSIC5kaXNwYXRjaC52MS5VcGRhdGVUZW5hbnRSZXF1ZXN0GiEuZGlzcGF0Y2gudjEuVXBkYXRlVGVuYW50UmVzcG9uc2USVgoNU3VzcGVuZFRlbmFudBIhLmRpc3BhdGNoLnYxLlN1c3BlbmRUZW5hbnRSZXF1ZXN0GiIuZGlzcGF0Y2gudjEuU3VzcGVuZFRlbmFudFJlc3BvbnNlElMKDFJlc3VtZVRlbmFudBIgLmRpc3BhdGNoLnYxLlJlc3VtZVRlbmFudFJlcXVlc3QaIS5kaXNwYXRjaC52MS5SZXN1bWVUZW5hbnRSZXNwb25zZRJTCgxEZWxldGVUZW5hbnQSIC5kaXNwYXRjaC52MS5EZWxldGVUZW5hbnRSZXF1ZXN0GiEuZGlzcGF0Y2gudjEuRGVsZXRlVGVuYW50UmVzcG9uc2USUwoMQ3JlYXRlQXBpS2V5EiAuZGlzcGF0Y2gudjEuQ3JlYXRlQXBpS2V5UmVxdWVzdBohLmRpc3BhdGNoLnYxLkNyZWF0ZUFwaUtleVJlc3BvbnNlElAKC0xpc3RBcGlLZXlzEh8uZGlzcGF0Y2gudjEuTGlzdEFwaUtleXNSZXF1ZXN0GiAuZGlzcGF0Y2gudjEuTGlzdEFwaUtleXNSZXNwb25zZRJTCgxSZXZva2VBcGlLZXkSIC5kaXNwYXRjaC52MS5SZXZva2VBcGlLZXlSZXF1ZXN0GiEuZGlzcGF0Y2gudjEuUmV2b2tlQXBpS2V5UmVzcG9uc2USRwoIR2V0UXVvdGESHC5kaXNwYXRjaC52MS5HZXRRdW90YVJlcXVlc3QaHS5kaXNwYXRjaC52MS5HZXRRdW90YVJlc3BvbnNlEkcKCFNldFF1b3RhEhwuZGlzcGF0Y2gudjEuU2V0UXVvdGFSZXF1ZXN0Gh0uZGlzcGF0Y2gudjEuU2V0UXVvdGFSZXNwb25zZRJHCghHZXRVc2FnZRIcLmRpc3BhdGNoLnYxLkdldFVzYWdlUmVxdWVzdBodLmRpc3BhdGNoLnYxLkdldFVzYWdlUmVzcG9uc2USUwoMTGlzdEF1ZGl0TG9nEiAuZGlzcGF0Y2gudjEuTGlzdEF1ZGl0TG9nUmVxdWVzdBohLmRpc3BhdGNoLnYxLkxpc3RBdWRpdExvZ1Jlc3BvbnNlYgZwcm90bzM", [file_google_protobuf_field_mask, file_google_protobuf_timestamp]);
+  fileDesc("CiBkaXNwYXRjaC92MS90ZW5hbnRfc2VydmljZS5wcm90bxILZGlzcGF0Y2gudjEi4QIKDFRlbmFudFBvbGljeRIhChRyZXF1aXJlX3ZlcmlmaWNhdGlvbhgBIAEoCEgAiAEBEjUKEmF1dG9fZGlzYWJsZV9hZnRlchgCIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIiChVhdXRvX2Rpc2FibGVfZmFpbHVyZXMYAyABKAVIAYgBARIxCg5wcm9iZV9pbnRlcnZhbBgEIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIdChBkZWFkX2xldHRlcl9kYXlzGAUgASgFSAKIAQESOQoSZGVhZF9sZXR0ZXJfZXhwaXJ5GAYgASgOMh0uZGlzcGF0Y2gudjEuRGVhZExldHRlckV4cGlyeUIXChVfcmVxdWlyZV92ZXJpZmljYXRpb25CGAoWX2F1dG9fZGlzYWJsZV9mYWlsdXJlc0ITChFfZGVhZF9sZXR0ZXJfZGF5cyLNAgoGVGVuYW50EhEKCXRlbmFudF9pZBgBIAEoCRIUCgxkaXNwbGF5X25hbWUYAiABKAkSMwoIbWV0YWRhdGEYAyADKAsyIS5kaXNwYXRjaC52MS5UZW5hbnQuTWV0YWRhdGFFbnRyeRInCgVzdGF0ZRgEIAEoDjIYLmRpc3BhdGNoLnYxLlRlbmFudFN0YXRlEi8KC2NyZWF0ZV90aW1lGAUgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIvCgt1cGRhdGVfdGltZRgGIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASKQoGcG9saWN5GAcgASgLMhkuZGlzcGF0Y2gudjEuVGVuYW50UG9saWN5Gi8KDU1ldGFkYXRhRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASI6ChNDcmVhdGVUZW5hbnRSZXF1ZXN0EiMKBnRlbmFudBgBIAEoCzITLmRpc3BhdGNoLnYxLlRlbmFudCI7ChRDcmVhdGVUZW5hbnRSZXNwb25zZRIjCgZ0ZW5hbnQYASABKAsyEy5kaXNwYXRjaC52MS5UZW5hbnQiJQoQR2V0VGVuYW50UmVxdWVzdBIRCgl0ZW5hbnRfaWQYASABKAkiOAoRR2V0VGVuYW50UmVzcG9uc2USIwoGdGVuYW50GAEgASgLMhMuZGlzcGF0Y2gudjEuVGVuYW50IjsKEkxpc3RUZW5hbnRzUmVxdWVzdBIRCglwYWdlX3NpemUYASABKAUSEgoKcGFnZV90b2tlbhgCIAEoCSJUChNMaXN0VGVuYW50c1Jlc3BvbnNlEiQKB3RlbmFudHMYASADKAsyEy5kaXNwYXRjaC52MS5UZW5hbnQSFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJImsKE1VwZGF0ZVRlbmFudFJlcXVlc3QSIwoGdGVuYW50GAEgASgLMhMuZGlzcGF0Y2gudjEuVGVuYW50Ei8KC3VwZGF0ZV9tYXNrGAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLkZpZWxkTWFzayI7ChRVcGRhdGVUZW5hbnRSZXNwb25zZRIjCgZ0ZW5hbnQYASABKAsyEy5kaXNwYXRjaC52MS5UZW5hbnQiKQoUU3VzcGVuZFRlbmFudFJlcXVlc3QSEQoJdGVuYW50X2lkGAEgASgJIjwKFVN1c3BlbmRUZW5hbnRSZXNwb25zZRIjCgZ0ZW5hbnQYASABKAsyEy5kaXNwYXRjaC52MS5UZW5hbnQiKAoTUmVzdW1lVGVuYW50UmVxdWVzdBIRCgl0ZW5hbnRfaWQYASABKAkiOwoUUmVzdW1lVGVuYW50UmVzcG9uc2USIwoGdGVuYW50GAEgASgLMhMuZGlzcGF0Y2gudjEuVGVuYW50IigKE0RlbGV0ZVRlbmFudFJlcXVlc3QSEQoJdGVuYW50X2lkGAEgASgJIhYKFERlbGV0ZVRlbmFudFJlc3BvbnNlIqgCCgZBcGlLZXkSDgoGa2V5X2lkGAEgASgJEhEKCXRlbmFudF9pZBgCIAEoCRIUCgxkaXNwbGF5X25hbWUYAyABKAkSLwoLY3JlYXRlX3RpbWUYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEi8KC2V4cGlyZV90aW1lGAUgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIvCgtyZXZva2VfdGltZRgGIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASHwoEcm9sZRgHIAEoDjIRLmRpc3BhdGNoLnYxLlJvbGUSMQoNbGFzdF91c2VfdGltZRgIIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAikAEKE0NyZWF0ZUFwaUtleVJlcXVlc3QSEQoJdGVuYW50X2lkGAEgASgJEhQKDGRpc3BsYXlfbmFtZRgCIAEoCRIvCgtleHBpcmVfdGltZRgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASHwoEcm9sZRgEIAEoDjIRLmRpc3BhdGNoLnYxLlJvbGUiSQoUQ3JlYXRlQXBpS2V5UmVzcG9uc2USJAoHYXBpX2tleRgBIAEoCzITLmRpc3BhdGNoLnYxLkFwaUtleRILCgNrZXkYAiABKAkiTgoSTGlzdEFwaUtleXNSZXF1ZXN0EhEKCXRlbmFudF9pZBgBIAEoCRIRCglwYWdlX3NpemUYAiABKAUSEgoKcGFnZV90b2tlbhgDIAEoCSJVChNMaXN0QXBpS2V5c1Jlc3BvbnNlEiUKCGFwaV9rZXlzGAEgAygLMhMuZGlzcGF0Y2gudjEuQXBpS2V5EhcKD25leHRfcGFnZV90b2tlbhgCIAEoCSI4ChNSZXZva2VBcGlLZXlSZXF1ZXN0EhEKCXRlbmFudF9pZBgBIAEoCRIOCgZrZXlfaWQYAiABKAkiPAoUUmV2b2tlQXBpS2V5UmVzcG9uc2USJAoHYXBpX2tleRgBIAEoCzITLmRpc3BhdGNoLnYxLkFwaUtleSLbBAoFUXVvdGESHwoScHVibGlzaF9wZXJfc2Vjb25kGAEgASgBSACIAQESGgoNcHVibGlzaF9idXJzdBgCIAEoA0gBiAEBEhsKDmV2ZW50c19wZXJfZGF5GAMgASgDSAKIAQESHQoQZXZlbnRzX3Blcl9tb250aBgEIAEoA0gDiAEBEh4KEW1heF9wYXlsb2FkX2J5dGVzGAUgASgFSASIAQESHgoRbWF4X3N1YnNjcmlwdGlvbnMYBiABKAVIBYgBARIaCg1tYXhfaW5fZmxpZ2h0GAcgASgFSAaIAQESIgoVZGVsaXZlcmllc19wZXJfc2Vjb25kGAggASgBSAeIAQESGAoLbWF4X2JhY2tsb2cYCSABKANICIgBARIZCgxoaXN0b3J5X2RheXMYCiABKAVICYgBARIhChRhbGxvd19odHRwX2VuZHBvaW50cxgLIAEoCEgKiAEBEhMKBndlaWdodBgMIAEoBUgLiAEBQhUKE19wdWJsaXNoX3Blcl9zZWNvbmRCEAoOX3B1Ymxpc2hfYnVyc3RCEQoPX2V2ZW50c19wZXJfZGF5QhMKEV9ldmVudHNfcGVyX21vbnRoQhQKEl9tYXhfcGF5bG9hZF9ieXRlc0IUChJfbWF4X3N1YnNjcmlwdGlvbnNCEAoOX21heF9pbl9mbGlnaHRCGAoWX2RlbGl2ZXJpZXNfcGVyX3NlY29uZEIOCgxfbWF4X2JhY2tsb2dCDwoNX2hpc3RvcnlfZGF5c0IXChVfYWxsb3dfaHR0cF9lbmRwb2ludHNCCQoHX3dlaWdodCIkCg9HZXRRdW90YVJlcXVlc3QSEQoJdGVuYW50X2lkGAEgASgJIlYKEEdldFF1b3RhUmVzcG9uc2USIQoFcXVvdGEYASABKAsyEi5kaXNwYXRjaC52MS5RdW90YRIfCgNvd24YAiABKAsyEi5kaXNwYXRjaC52MS5RdW90YSJ4Cg9TZXRRdW90YVJlcXVlc3QSEQoJdGVuYW50X2lkGAEgASgJEiEKBXF1b3RhGAIgASgLMhIuZGlzcGF0Y2gudjEuUXVvdGESLwoLdXBkYXRlX21hc2sYAyABKAsyGi5nb29nbGUucHJvdG9idWYuRmllbGRNYXNrIlYKEFNldFF1b3RhUmVzcG9uc2USIQoFcXVvdGEYASABKAsyEi5kaXNwYXRjaC52MS5RdW90YRIfCgNvd24YAiABKAsyEi5kaXNwYXRjaC52MS5RdW90YSKwAQoPR2V0VXNhZ2VSZXF1ZXN0EhEKCXRlbmFudF9pZBgBIAEoCRIsCghpbnRlcnZhbBgCIAEoDjIaLmRpc3BhdGNoLnYxLlVzYWdlSW50ZXJ2YWwSLgoKc3RhcnRfdGltZRgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLAoIZW5kX3RpbWUYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wInsKBVVzYWdlEi4KCnN0YXJ0X3RpbWUYASABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhMKC2V2ZW50X2NvdW50GAIgASgDEhUKDXBheWxvYWRfYnl0ZXMYAyABKAMSFgoOZGVsaXZlcnlfY291bnQYBCABKAMiZgoQR2V0VXNhZ2VSZXNwb25zZRIhCgV1c2FnZRgBIAMoCzISLmRpc3BhdGNoLnYxLlVzYWdlEhQKDGV2ZW50c190b2RheRgCIAEoAxIZChFldmVudHNfdGhpc19tb250aBgDIAEoAyLMAQoTTGlzdEF1ZGl0TG9nUmVxdWVzdBIRCgl0ZW5hbnRfaWQYASABKAkSEQoJcGFnZV9zaXplGAIgASgFEhIKCnBhZ2VfdG9rZW4YAyABKAkSDQoFYWN0b3IYBCABKAkSDgoGYWN0aW9uGAUgASgJEi4KCnN0YXJ0X3RpbWUYBiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEiwKCGVuZF90aW1lGAcgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCKBAgoKQXVkaXRFbnRyeRIQCghhdWRpdF9pZBgBIAEoCRIRCgl0ZW5hbnRfaWQYAiABKAkSKAoEdGltZRgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASDQoFYWN0b3IYBCABKAkSDgoGYWN0aW9uGAUgASgJEhAKCHJlc291cmNlGAYgASgJEg8KB2FkZHJlc3MYByABKAkSMwoGZGV0YWlsGAggAygLMiMuZGlzcGF0Y2gudjEuQXVkaXRFbnRyeS5EZXRhaWxFbnRyeRotCgtEZXRhaWxFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBIlkKFExpc3RBdWRpdExvZ1Jlc3BvbnNlEigKB2VudHJpZXMYASADKAsyFy5kaXNwYXRjaC52MS5BdWRpdEVudHJ5EhcKD25leHRfcGFnZV90b2tlbhgCIAEoCSpxCgRSb2xlEhQKEFJPTEVfVU5TUEVDSUZJRUQQABIXChNST0xFX1BMQVRGT1JNX0FETUlOEAESFQoRUk9MRV9URU5BTlRfQURNSU4QAhISCg5ST0xFX1BVQkxJU0hFUhADEg8KC1JPTEVfVklFV0VSEAQqewoLVGVuYW50U3RhdGUSHAoYVEVOQU5UX1NUQVRFX1VOU1BFQ0lGSUVEEAASFwoTVEVOQU5UX1NUQVRFX0FDVElWRRABEhoKFlRFTkFOVF9TVEFURV9TVVNQRU5ERUQQAhIZChVURU5BTlRfU1RBVEVfREVMRVRJTkcQAyp2ChBEZWFkTGV0dGVyRXhwaXJ5EiIKHkRFQURfTEVUVEVSX0VYUElSWV9VTlNQRUNJRklFRBAAEh4KGkRFQURfTEVUVEVSX0VYUElSWV9BUkNISVZFEAESHgoaREVBRF9MRVRURVJfRVhQSVJZX0RJU0NBUkQQAipgCg1Vc2FnZUludGVydmFsEh4KGlVTQUdFX0lOVEVSVkFMX1VOU1BFQ0lGSUVEEAASFwoTVVNBR0VfSU5URVJWQUxfSE9VUhABEhYKElVTQUdFX0lOVEVSVkFMX0RBWRACMoUJCg1UZW5hbnRTZXJ2aWNlElMKDENyZWF0ZVRlbmFudBIgLmRpc3BhdGNoLnYxLkNyZWF0ZVRlbmFudFJlcXVlc3QaIS5kaXNwYXRjaC52MS5DcmVhdGVUZW5hbnRSZXNwb25zZRJKCglHZXRUZW5hbnQSHS5kaXNwYXRjaC52MS5HZXRUZW5hbnRSZXF1ZXN0Gh4uZGlzcGF0Y2gudjEuR2V0VGVuYW50UmVzcG9uc2USUAoLTGlzdFRlbmFudHMSHy5kaXNwYXRjaC52MS5MaXN0VGVuYW50c1JlcXVlc3QaIC5kaXNwYXRjaC52MS5MaXN0VGVuYW50c1Jlc3BvbnNlElMKDFVwZGF0ZVRlbmFudBIgLmRpc3BhdGNoLnYxLlVwZGF0ZVRlbmFudFJlcXVlc3QaIS5kaXNwYXRjaC52MS5VcGRhdGVUZW5hbnRSZXNwb25zZRJWCg1TdXNwZW5kVGVuYW50EiEuZGlzcGF0Y2gudjEuU3VzcGVuZFRlbmFudFJlcXVlc3QaIi5kaXNwYXRjaC52MS5TdXNwZW5kVGVuYW50UmVzcG9uc2USUwoMUmVzdW1lVGVuYW50EiAuZGlzcGF0Y2gudjEuUmVzdW1lVGVuYW50UmVxdWVzdBohLmRpc3BhdGNoLnYxLlJlc3VtZVRlbmFudFJlc3BvbnNlElMKDERlbGV0ZVRlbmFudBIgLmRpc3BhdGNoLnYxLkRlbGV0ZVRlbmFudFJlcXVlc3QaIS5kaXNwYXRjaC52MS5EZWxldGVUZW5hbnRSZXNwb25zZRJTCgxDcmVhdGVBcGlLZXkSIC5kaXNwYXRjaC52MS5DcmVhdGVBcGlLZXlSZXF1ZXN0GiEuZGlzcGF0Y2gudjEuQ3JlYXRlQXBpS2V5UmVzcG9uc2USUAoLTGlzdEFwaUtleXMSHy5kaXNwYXRjaC52MS5MaXN0QXBpS2V5c1JlcXVlc3QaIC5kaXNwYXRjaC52MS5MaXN0QXBpS2V5c1Jlc3BvbnNlElMKDFJldm9rZUFwaUtleRIgLmRpc3BhdGNoLnYxLlJldm9rZUFwaUtleVJlcXVlc3QaIS5kaXNwYXRjaC52MS5SZXZva2VBcGlLZXlSZXNwb25zZRJHCghHZXRRdW90YRIcLmRpc3BhdGNoLnYxLkdldFF1b3RhUmVxdWVzdBodLmRpc3BhdGNoLnYxLkdldFF1b3RhUmVzcG9uc2USRwoIU2V0UXVvdGESHC5kaXNwYXRjaC52MS5TZXRRdW90YVJlcXVlc3QaHS5kaXNwYXRjaC52MS5TZXRRdW90YVJlc3BvbnNlEkcKCEdldFVzYWdlEhwuZGlzcGF0Y2gudjEuR2V0VXNhZ2VSZXF1ZXN0Gh0uZGlzcGF0Y2gudjEuR2V0VXNhZ2VSZXNwb25zZRJTCgxMaXN0QXVkaXRMb2cSIC5kaXNwYXRjaC52MS5MaXN0QXVkaXRMb2dSZXF1ZXN0GiEuZGlzcGF0Y2gudjEuTGlzdEF1ZGl0TG9nUmVzcG9uc2ViBnByb3RvMw", [file_google_protobuf_duration, file_google_protobuf_field_mask, file_google_protobuf_timestamp]);
+
+/**
+ * How a tenant's endpoints and dead letters are looked after. A field that is not set
+ * follows the configured default.
+ *
+ * @generated from message dispatch.v1.TenantPolicy
+ */
+export type TenantPolicy = Message<"dispatch.v1.TenantPolicy"> & {
+  /**
+   * New URLs hold deliveries back until VerifySubscription succeeds. Default false.
+   *
+   * @generated from field: optional bool require_verification = 1;
+   */
+  requireVerification?: boolean | undefined;
+
+  /**
+   * A subscription without a success for this long is disabled: 1 s to 30 days; 5 days
+   * by default. Never when 0.
+   *
+   * @generated from field: google.protobuf.Duration auto_disable_after = 2;
+   */
+  autoDisableAfter?: Duration | undefined;
+
+  /**
+   * And with at least this many failed attempts since: 1–1,000,000; 20 by default.
+   *
+   * @generated from field: optional int32 auto_disable_failures = 3;
+   */
+  autoDisableFailures?: number | undefined;
+
+  /**
+   * A subscription that was disabled because of its endpoint gets a test event this
+   * often, and is enabled when one succeeds: 1 s to 7 days; never when 0, the default.
+   *
+   * @generated from field: google.protobuf.Duration probe_interval = 4;
+   */
+  probeInterval?: Duration | undefined;
+
+  /**
+   * Days after which dead letters expire: 1–365; 0, the default: with the history.
+   *
+   * @generated from field: optional int32 dead_letter_days = 5;
+   */
+  deadLetterDays?: number | undefined;
+
+  /**
+   * How they expire.
+   *
+   * @generated from field: dispatch.v1.DeadLetterExpiry dead_letter_expiry = 6;
+   */
+  deadLetterExpiry: DeadLetterExpiry;
+};
+
+/**
+ * Describes the message dispatch.v1.TenantPolicy.
+ * Use `create(TenantPolicySchema)` to create a new message.
+ */
+export const TenantPolicySchema: GenMessage<TenantPolicy> = /*@__PURE__*/
+  messageDesc(file_dispatch_v1_tenant_service, 0);
 
 /**
  * Who owns everything else.
@@ -61,6 +120,13 @@ export type Tenant = Message<"dispatch.v1.Tenant"> & {
    * @generated from field: google.protobuf.Timestamp update_time = 6;
    */
   updateTime?: Timestamp | undefined;
+
+  /**
+   * How its endpoints and dead letters are looked after.
+   *
+   * @generated from field: dispatch.v1.TenantPolicy policy = 7;
+   */
+  policy?: TenantPolicy | undefined;
 };
 
 /**
@@ -68,7 +134,7 @@ export type Tenant = Message<"dispatch.v1.Tenant"> & {
  * Use `create(TenantSchema)` to create a new message.
  */
 export const TenantSchema: GenMessage<Tenant> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_tenant_service, 0);
+  messageDesc(file_dispatch_v1_tenant_service, 1);
 
 /**
  * What to create.
@@ -89,7 +155,7 @@ export type CreateTenantRequest = Message<"dispatch.v1.CreateTenantRequest"> & {
  * Use `create(CreateTenantRequestSchema)` to create a new message.
  */
 export const CreateTenantRequestSchema: GenMessage<CreateTenantRequest> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_tenant_service, 1);
+  messageDesc(file_dispatch_v1_tenant_service, 2);
 
 /**
  * What was created.
@@ -110,7 +176,7 @@ export type CreateTenantResponse = Message<"dispatch.v1.CreateTenantResponse"> &
  * Use `create(CreateTenantResponseSchema)` to create a new message.
  */
 export const CreateTenantResponseSchema: GenMessage<CreateTenantResponse> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_tenant_service, 2);
+  messageDesc(file_dispatch_v1_tenant_service, 3);
 
 /**
  * Which tenant.
@@ -131,7 +197,7 @@ export type GetTenantRequest = Message<"dispatch.v1.GetTenantRequest"> & {
  * Use `create(GetTenantRequestSchema)` to create a new message.
  */
 export const GetTenantRequestSchema: GenMessage<GetTenantRequest> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_tenant_service, 3);
+  messageDesc(file_dispatch_v1_tenant_service, 4);
 
 /**
  * The tenant.
@@ -152,7 +218,7 @@ export type GetTenantResponse = Message<"dispatch.v1.GetTenantResponse"> & {
  * Use `create(GetTenantResponseSchema)` to create a new message.
  */
 export const GetTenantResponseSchema: GenMessage<GetTenantResponse> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_tenant_service, 4);
+  messageDesc(file_dispatch_v1_tenant_service, 5);
 
 /**
  * Which tenants.
@@ -180,7 +246,7 @@ export type ListTenantsRequest = Message<"dispatch.v1.ListTenantsRequest"> & {
  * Use `create(ListTenantsRequestSchema)` to create a new message.
  */
 export const ListTenantsRequestSchema: GenMessage<ListTenantsRequest> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_tenant_service, 5);
+  messageDesc(file_dispatch_v1_tenant_service, 6);
 
 /**
  * A page of tenants.
@@ -208,7 +274,7 @@ export type ListTenantsResponse = Message<"dispatch.v1.ListTenantsResponse"> & {
  * Use `create(ListTenantsResponseSchema)` to create a new message.
  */
 export const ListTenantsResponseSchema: GenMessage<ListTenantsResponse> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_tenant_service, 6);
+  messageDesc(file_dispatch_v1_tenant_service, 7);
 
 /**
  * What to change.
@@ -224,7 +290,7 @@ export type UpdateTenantRequest = Message<"dispatch.v1.UpdateTenantRequest"> & {
   tenant?: Tenant | undefined;
 
   /**
-   * Any of `display_name`, `metadata`. Required.
+   * Any of `display_name`, `metadata`, `policy`. Required.
    *
    * @generated from field: google.protobuf.FieldMask update_mask = 2;
    */
@@ -236,7 +302,7 @@ export type UpdateTenantRequest = Message<"dispatch.v1.UpdateTenantRequest"> & {
  * Use `create(UpdateTenantRequestSchema)` to create a new message.
  */
 export const UpdateTenantRequestSchema: GenMessage<UpdateTenantRequest> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_tenant_service, 7);
+  messageDesc(file_dispatch_v1_tenant_service, 8);
 
 /**
  * The changed tenant.
@@ -257,7 +323,7 @@ export type UpdateTenantResponse = Message<"dispatch.v1.UpdateTenantResponse"> &
  * Use `create(UpdateTenantResponseSchema)` to create a new message.
  */
 export const UpdateTenantResponseSchema: GenMessage<UpdateTenantResponse> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_tenant_service, 8);
+  messageDesc(file_dispatch_v1_tenant_service, 9);
 
 /**
  * Which tenant.
@@ -278,7 +344,7 @@ export type SuspendTenantRequest = Message<"dispatch.v1.SuspendTenantRequest"> &
  * Use `create(SuspendTenantRequestSchema)` to create a new message.
  */
 export const SuspendTenantRequestSchema: GenMessage<SuspendTenantRequest> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_tenant_service, 9);
+  messageDesc(file_dispatch_v1_tenant_service, 10);
 
 /**
  * The suspended tenant.
@@ -299,7 +365,7 @@ export type SuspendTenantResponse = Message<"dispatch.v1.SuspendTenantResponse">
  * Use `create(SuspendTenantResponseSchema)` to create a new message.
  */
 export const SuspendTenantResponseSchema: GenMessage<SuspendTenantResponse> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_tenant_service, 10);
+  messageDesc(file_dispatch_v1_tenant_service, 11);
 
 /**
  * Which tenant.
@@ -320,7 +386,7 @@ export type ResumeTenantRequest = Message<"dispatch.v1.ResumeTenantRequest"> & {
  * Use `create(ResumeTenantRequestSchema)` to create a new message.
  */
 export const ResumeTenantRequestSchema: GenMessage<ResumeTenantRequest> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_tenant_service, 11);
+  messageDesc(file_dispatch_v1_tenant_service, 12);
 
 /**
  * The resumed tenant.
@@ -341,7 +407,7 @@ export type ResumeTenantResponse = Message<"dispatch.v1.ResumeTenantResponse"> &
  * Use `create(ResumeTenantResponseSchema)` to create a new message.
  */
 export const ResumeTenantResponseSchema: GenMessage<ResumeTenantResponse> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_tenant_service, 12);
+  messageDesc(file_dispatch_v1_tenant_service, 13);
 
 /**
  * Which tenant.
@@ -362,7 +428,7 @@ export type DeleteTenantRequest = Message<"dispatch.v1.DeleteTenantRequest"> & {
  * Use `create(DeleteTenantRequestSchema)` to create a new message.
  */
 export const DeleteTenantRequestSchema: GenMessage<DeleteTenantRequest> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_tenant_service, 13);
+  messageDesc(file_dispatch_v1_tenant_service, 14);
 
 /**
  * Nothing to say.
@@ -377,7 +443,7 @@ export type DeleteTenantResponse = Message<"dispatch.v1.DeleteTenantResponse"> &
  * Use `create(DeleteTenantResponseSchema)` to create a new message.
  */
 export const DeleteTenantResponseSchema: GenMessage<DeleteTenantResponse> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_tenant_service, 14);
+  messageDesc(file_dispatch_v1_tenant_service, 15);
 
 /**
  * A tenant key, without the key itself.
@@ -447,7 +513,7 @@ export type ApiKey = Message<"dispatch.v1.ApiKey"> & {
  * Use `create(ApiKeySchema)` to create a new message.
  */
 export const ApiKeySchema: GenMessage<ApiKey> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_tenant_service, 15);
+  messageDesc(file_dispatch_v1_tenant_service, 16);
 
 /**
  * What to create.
@@ -489,7 +555,7 @@ export type CreateApiKeyRequest = Message<"dispatch.v1.CreateApiKeyRequest"> & {
  * Use `create(CreateApiKeyRequestSchema)` to create a new message.
  */
 export const CreateApiKeyRequestSchema: GenMessage<CreateApiKeyRequest> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_tenant_service, 16);
+  messageDesc(file_dispatch_v1_tenant_service, 17);
 
 /**
  * What was created.
@@ -517,7 +583,7 @@ export type CreateApiKeyResponse = Message<"dispatch.v1.CreateApiKeyResponse"> &
  * Use `create(CreateApiKeyResponseSchema)` to create a new message.
  */
 export const CreateApiKeyResponseSchema: GenMessage<CreateApiKeyResponse> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_tenant_service, 17);
+  messageDesc(file_dispatch_v1_tenant_service, 18);
 
 /**
  * Whose keys.
@@ -553,7 +619,7 @@ export type ListApiKeysRequest = Message<"dispatch.v1.ListApiKeysRequest"> & {
  * Use `create(ListApiKeysRequestSchema)` to create a new message.
  */
 export const ListApiKeysRequestSchema: GenMessage<ListApiKeysRequest> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_tenant_service, 18);
+  messageDesc(file_dispatch_v1_tenant_service, 19);
 
 /**
  * A page of keys.
@@ -581,7 +647,7 @@ export type ListApiKeysResponse = Message<"dispatch.v1.ListApiKeysResponse"> & {
  * Use `create(ListApiKeysResponseSchema)` to create a new message.
  */
 export const ListApiKeysResponseSchema: GenMessage<ListApiKeysResponse> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_tenant_service, 19);
+  messageDesc(file_dispatch_v1_tenant_service, 20);
 
 /**
  * Which key.
@@ -610,7 +676,7 @@ export type RevokeApiKeyRequest = Message<"dispatch.v1.RevokeApiKeyRequest"> & {
  * Use `create(RevokeApiKeyRequestSchema)` to create a new message.
  */
 export const RevokeApiKeyRequestSchema: GenMessage<RevokeApiKeyRequest> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_tenant_service, 20);
+  messageDesc(file_dispatch_v1_tenant_service, 21);
 
 /**
  * The revoked key's record.
@@ -631,7 +697,7 @@ export type RevokeApiKeyResponse = Message<"dispatch.v1.RevokeApiKeyResponse"> &
  * Use `create(RevokeApiKeyResponseSchema)` to create a new message.
  */
 export const RevokeApiKeyResponseSchema: GenMessage<RevokeApiKeyResponse> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_tenant_service, 21);
+  messageDesc(file_dispatch_v1_tenant_service, 22);
 
 /**
  * What a tenant may use. A field that was never set follows the configured default.
@@ -716,6 +782,13 @@ export type Quota = Message<"dispatch.v1.Quota"> & {
    * @generated from field: optional bool allow_http_endpoints = 11;
    */
   allowHttpEndpoints?: boolean | undefined;
+
+  /**
+   * Share of the workers, beside other tenants that have something waiting: 1–100.
+   *
+   * @generated from field: optional int32 weight = 12;
+   */
+  weight?: number | undefined;
 };
 
 /**
@@ -723,7 +796,7 @@ export type Quota = Message<"dispatch.v1.Quota"> & {
  * Use `create(QuotaSchema)` to create a new message.
  */
 export const QuotaSchema: GenMessage<Quota> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_tenant_service, 22);
+  messageDesc(file_dispatch_v1_tenant_service, 23);
 
 /**
  * Whose quota.
@@ -744,7 +817,7 @@ export type GetQuotaRequest = Message<"dispatch.v1.GetQuotaRequest"> & {
  * Use `create(GetQuotaRequestSchema)` to create a new message.
  */
 export const GetQuotaRequestSchema: GenMessage<GetQuotaRequest> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_tenant_service, 23);
+  messageDesc(file_dispatch_v1_tenant_service, 24);
 
 /**
  * A tenant's quota.
@@ -772,7 +845,7 @@ export type GetQuotaResponse = Message<"dispatch.v1.GetQuotaResponse"> & {
  * Use `create(GetQuotaResponseSchema)` to create a new message.
  */
 export const GetQuotaResponseSchema: GenMessage<GetQuotaResponse> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_tenant_service, 24);
+  messageDesc(file_dispatch_v1_tenant_service, 25);
 
 /**
  * What to change.
@@ -808,7 +881,7 @@ export type SetQuotaRequest = Message<"dispatch.v1.SetQuotaRequest"> & {
  * Use `create(SetQuotaRequestSchema)` to create a new message.
  */
 export const SetQuotaRequestSchema: GenMessage<SetQuotaRequest> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_tenant_service, 25);
+  messageDesc(file_dispatch_v1_tenant_service, 26);
 
 /**
  * The tenant's quota.
@@ -836,7 +909,7 @@ export type SetQuotaResponse = Message<"dispatch.v1.SetQuotaResponse"> & {
  * Use `create(SetQuotaResponseSchema)` to create a new message.
  */
 export const SetQuotaResponseSchema: GenMessage<SetQuotaResponse> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_tenant_service, 26);
+  messageDesc(file_dispatch_v1_tenant_service, 27);
 
 /**
  * Whose usage, and when.
@@ -879,7 +952,7 @@ export type GetUsageRequest = Message<"dispatch.v1.GetUsageRequest"> & {
  * Use `create(GetUsageRequestSchema)` to create a new message.
  */
 export const GetUsageRequestSchema: GenMessage<GetUsageRequest> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_tenant_service, 27);
+  messageDesc(file_dispatch_v1_tenant_service, 28);
 
 /**
  * What was accepted in one interval.
@@ -921,7 +994,7 @@ export type Usage = Message<"dispatch.v1.Usage"> & {
  * Use `create(UsageSchema)` to create a new message.
  */
 export const UsageSchema: GenMessage<Usage> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_tenant_service, 28);
+  messageDesc(file_dispatch_v1_tenant_service, 29);
 
 /**
  * A tenant's usage.
@@ -956,7 +1029,7 @@ export type GetUsageResponse = Message<"dispatch.v1.GetUsageResponse"> & {
  * Use `create(GetUsageResponseSchema)` to create a new message.
  */
 export const GetUsageResponseSchema: GenMessage<GetUsageResponse> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_tenant_service, 29);
+  messageDesc(file_dispatch_v1_tenant_service, 30);
 
 /**
  * Which entries.
@@ -1020,7 +1093,7 @@ export type ListAuditLogRequest = Message<"dispatch.v1.ListAuditLogRequest"> & {
  * Use `create(ListAuditLogRequestSchema)` to create a new message.
  */
 export const ListAuditLogRequestSchema: GenMessage<ListAuditLogRequest> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_tenant_service, 30);
+  messageDesc(file_dispatch_v1_tenant_service, 31);
 
 /**
  * One thing that was done or refused.
@@ -1091,7 +1164,7 @@ export type AuditEntry = Message<"dispatch.v1.AuditEntry"> & {
  * Use `create(AuditEntrySchema)` to create a new message.
  */
 export const AuditEntrySchema: GenMessage<AuditEntry> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_tenant_service, 31);
+  messageDesc(file_dispatch_v1_tenant_service, 32);
 
 /**
  * A page of entries.
@@ -1119,7 +1192,7 @@ export type ListAuditLogResponse = Message<"dispatch.v1.ListAuditLogResponse"> &
  * Use `create(ListAuditLogResponseSchema)` to create a new message.
  */
 export const ListAuditLogResponseSchema: GenMessage<ListAuditLogResponse> = /*@__PURE__*/
-  messageDesc(file_dispatch_v1_tenant_service, 32);
+  messageDesc(file_dispatch_v1_tenant_service, 33);
 
 /**
  * What a key may do. docs/roles.md has the table of roles and calls.
@@ -1225,6 +1298,47 @@ export const TenantStateSchema: GenEnum<TenantState> = /*@__PURE__*/
   enumDesc(file_dispatch_v1_tenant_service, 1);
 
 /**
+ * What becomes of dead letters after `dead_letter_days`.
+ *
+ * @generated from enum dispatch.v1.DeadLetterExpiry
+ */
+export const DeadLetterExpiry = {
+  /**
+   * Nothing: they go with the rest of the history.
+   *
+   * @generated from enum value: DEAD_LETTER_EXPIRY_UNSPECIFIED = 0;
+   */
+  UNSPECIFIED: 0,
+
+  /**
+   * They are listed only with `archived`, and can still be replayed.
+   *
+   * @generated from enum value: DEAD_LETTER_EXPIRY_ARCHIVE = 1;
+   */
+  ARCHIVE: 1,
+
+  /**
+   * They are discarded.
+   *
+   * @generated from enum value: DEAD_LETTER_EXPIRY_DISCARD = 2;
+   */
+  DISCARD: 2,
+} as const;
+
+/**
+ * What becomes of dead letters after `dead_letter_days`.
+ *
+ * @generated from enum dispatch.v1.DeadLetterExpiry
+ */
+export type DeadLetterExpiry = (typeof DeadLetterExpiry)[keyof typeof DeadLetterExpiry] | UnknownEnum;
+
+/**
+ * Describes the enum dispatch.v1.DeadLetterExpiry.
+ */
+export const DeadLetterExpirySchema: GenEnum<DeadLetterExpiry> = /*@__PURE__*/
+  enumDesc(file_dispatch_v1_tenant_service, 2);
+
+/**
  * The width of a usage row.
  *
  * @generated from enum dispatch.v1.UsageInterval
@@ -1263,7 +1377,7 @@ export type UsageInterval = (typeof UsageInterval)[keyof typeof UsageInterval] |
  * Describes the enum dispatch.v1.UsageInterval.
  */
 export const UsageIntervalSchema: GenEnum<UsageInterval> = /*@__PURE__*/
-  enumDesc(file_dispatch_v1_tenant_service, 2);
+  enumDesc(file_dispatch_v1_tenant_service, 3);
 
 /**
  * Administers tenants. Most calls need a platform key; docs/roles.md has the table

@@ -1,0 +1,137 @@
+// Fairness: 200 quiet tenants at an event a second each, alone, beside one with a backlog of 1,000,000, and beside one
+// with 500 endpoints that hang until the deadline. And what the busy one gets beside them, of what it gets alone.
+import { execFile } from 'node:child_process';
+import type { AddressInfo } from 'node:net';
+import { createServer } from 'node:net';
+import { promisify } from 'node:util';
+import pg from 'pg';
+import { PublishService } from '../../gen/dispatch/v1/publish_service_pb.ts';
+import { SubscriptionService } from '../../gen/dispatch/v1/subscription_service_pb.ts';
+import { TenantService } from '../../gen/dispatch/v1/tenant_service_pb.ts';
+import { uuidOf } from '../../src/domain/ids.ts';
+import { jsonClient } from '../../test/support/clients.ts';
+import { storeBacklog } from '../../test/support/fleet.ts';
+import { ADMIN_KEY, askSink, type Product, startChild, startProduct } from '../support/processes.ts';
+import type { Scenario } from './scenario.ts';
+
+const QUIET = 200;
+const HANGING = 500;
+const BACKLOG = 1_000_000;
+const run = promisify(execFile);
+
+/** Takes connections and requests and never answers. */
+async function startHanging(): Promise<AsyncDisposable & { readonly port: number }> {
+  const server = createServer((socket) => {
+    socket.on('error', () => socket.destroy());
+    socket.resume();
+  });
+  await new Promise<void>((done) => server.listen(0, '127.0.0.1', done));
+  return {
+    port: (server.address() as AddressInfo).port,
+    [Symbol.asyncDispose]: async () => void server.close(),
+  };
+}
+
+async function subscribe(
+  product: Product,
+  tenantId: string,
+  url: string,
+  eventTypes = ['**'],
+): Promise<string> {
+  const subscriptions = jsonClient(SubscriptionService, product.httpPort, ADMIN_KEY);
+  const subscription = { url, eventTypes, attemptTimeout: { seconds: 15n } };
+  return (await subscriptions.createSubscription({ tenantId, subscription })).subscription!.subscriptionId;
+}
+
+export const fairness: Scenario = {
+  name: 'fairness',
+  about: `${QUIET} quiet tenants beside a backlog of ${BACKLOG} and beside ${HANGING} hanging endpoints, ms; share: what the busy one keeps`,
+  async start({ serverUrl, seconds }) {
+    await using stack = new AsyncDisposableStack();
+    const quietSink = stack.use(await startChild('../support/sink.ts', ['--times']));
+    const busySink = stack.use(await startChild('../support/sink.ts', []));
+    const hanging = stack.use(await startHanging());
+    const product = stack.use(
+      await startProduct(serverUrl, {
+        DISPATCH_LOG_LEVEL: 'info',
+        DISPATCH_DEFAULT_QUOTA: '{"publishPerSecond": 0, "maxBacklog": 0}',
+      }),
+    );
+    const tenants = jsonClient(TenantService, product.httpPort, ADMIN_KEY);
+    const publish = jsonClient(PublishService, product.httpPort, ADMIN_KEY);
+    for (let i = 0; i < QUIET; i++) {
+      await tenants.createTenant({ tenant: { tenantId: `quiet-${i}` } });
+      await subscribe(product, `quiet-${i}`, `http://127.0.0.1:${quietSink.firstLine}/`);
+    }
+    await tenants.createTenant({ tenant: { tenantId: 'busy' } });
+    await tenants.createTenant({ tenant: { tenantId: 'stuck' } });
+    const busyId = await subscribe(product, 'busy', `http://127.0.0.1:${busySink.firstLine}/`);
+    for (let i = 0; i < HANGING; i++) {
+      await subscribe(product, 'stuck', `http://127.0.0.1:${hanging.port}/${i}`, [`e${i}`]);
+    }
+    const owner = new pg.Client({ connectionString: product.databaseUrl });
+    await owner.connect();
+    stack.defer(() => owner.end());
+
+    const quiet = async (): Promise<Record<string, number>> => {
+      const path = new URL('../load-quiet.ts', import.meta.url).pathname;
+      const args = [path, product.grpcPort, seconds, quietSink.firstLine, QUIET].map(String);
+      const { stdout } = await run(process.execPath, args);
+      return JSON.parse(stdout) as Record<string, number>;
+    };
+    const busyRate = async (during: Promise<unknown>): Promise<number> => {
+      const from = Number(await askSink(Number(busySink.firstLine), 'count'));
+      const startedAt = performance.now();
+      await during;
+      const count = Number(await askSink(Number(busySink.firstLine), 'count')) - from;
+      return count / ((performance.now() - startedAt) / 1000);
+    };
+    const settled = () => new Promise((done) => setTimeout(done, 2_000));
+    const owned = stack.move();
+    return {
+      product: async () => {
+        await settled();
+        const idle = await quiet();
+        await storeBacklog({ owner }, 'busy', uuidOf(busyId), BACKLOG);
+        await owner.query('CHECKPOINT');
+        await settled();
+        const alone = await busyRate(new Promise((done) => setTimeout(done, seconds * 1000)));
+        let beside: Record<string, number> = {};
+        const together = await busyRate(
+          quiet().then((found) => {
+            beside = found;
+          }),
+        );
+        await owner.query("TRUNCATE deliveries; DELETE FROM events WHERE tenant_id = 'busy'");
+        await settled();
+        const hang = (async () => {
+          for (let round = 0; round < seconds; round++) {
+            const events = Array.from({ length: HANGING }, (_, i) => ({
+              type: `e${i}`,
+              body: { case: 'data' as const, value: { i } },
+            }));
+            await publish.publishBatch({ tenantId: 'stuck', events });
+            await new Promise((done) => setTimeout(done, 1_000));
+          }
+        })();
+        const stuck = await quiet();
+        await hang;
+        await owner.query('TRUNCATE deliveries');
+        return {
+          figures: {
+            'idle p99': idle['p99']!,
+            'backlog p99': beside['p99']!,
+            'hanging p99': stuck['p99']!,
+            'backlog ÷ idle': beside['p99']! / idle['p99']!,
+            'hanging ÷ idle': stuck['p99']! / idle['p99']!,
+            'busy alone /s': alone,
+            'busy beside /s': together,
+            share: together / Math.max(1, alone - QUIET),
+          },
+        };
+      },
+      floor: undefined,
+      [Symbol.asyncDispose]: () => owned.disposeAsync(),
+    };
+  },
+};
