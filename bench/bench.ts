@@ -4,6 +4,7 @@
 import { mkdir, writeFile } from 'node:fs/promises';
 import { cpus } from 'node:os';
 import { parseArgs } from 'node:util';
+import { claims } from './scenarios/claims.ts';
 import { endToEnd } from './scenarios/end-to-end.ts';
 import { fairness } from './scenarios/fairness.ts';
 import { idleLatency } from './scenarios/idle-latency.ts';
@@ -19,6 +20,7 @@ const SCENARIOS: readonly Scenario[] = [
   endToEnd,
   limits,
   idleLatency,
+  claims,
   fairness,
 ];
 

@@ -401,6 +401,7 @@ function startWorker(shared: Shared, stack: AsyncDisposableStack): Worker {
     userAgent: `dispatch/${shared.version}`,
     now: Date.now,
     monotonic,
+    utilization: loopUtilization(),
     random: Math.random,
     onAttempt: (event) => {
       metrics.attempted(event);
@@ -417,6 +418,17 @@ function startWorker(shared: Shared, stack: AsyncDisposableStack): Worker {
   });
   worker = created;
   return created;
+}
+
+/** Says how busy the event loop was since it was asked last. */
+function loopUtilization(): () => number {
+  let last = performance.eventLoopUtilization();
+  return () => {
+    const now = performance.eventLoopUtilization();
+    const { utilization } = performance.eventLoopUtilization(now, last);
+    last = now;
+    return utilization;
+  };
 }
 
 const LEADER = 'maintenance';

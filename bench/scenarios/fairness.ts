@@ -1,6 +1,7 @@
 // Fairness: 200 quiet tenants at an event a second each, alone, beside one with a backlog of 1,000,000, and beside one
 // with 500 endpoints that hang until the deadline. And what the busy one gets beside them, of what it gets alone.
 import { execFile } from 'node:child_process';
+import { readFile } from 'node:fs/promises';
 import type { AddressInfo } from 'node:net';
 import { createServer } from 'node:net';
 import { promisify } from 'node:util';
@@ -30,6 +31,14 @@ async function startHanging(): Promise<AsyncDisposable & { readonly port: number
     port: (server.address() as AddressInfo).port,
     [Symbol.asyncDispose]: async () => void server.close(),
   };
+}
+
+/** Jiffies of all cores since the start of the machine. */
+async function cpuTimes(): Promise<{ readonly busy: number; readonly all: number }> {
+  const [line = ''] = (await readFile('/proc/stat', 'utf8')).split('\n');
+  const times = line.split(/\s+/).slice(1, 9).map(Number);
+  const all = times.reduce((sum, t) => sum + t, 0);
+  return { busy: all - times[3]! - times[4]!, all };
 }
 
 async function subscribe(
@@ -86,12 +95,21 @@ export const fairness: Scenario = {
       const count = Number(await askSink(Number(busySink.firstLine), 'count')) - from;
       return count / ((performance.now() - startedAt) / 1000);
     };
+    /** The part of the machine's cores that is used while something goes on. */
+    const usedDuring = async <T>(
+      work: () => Promise<T>,
+    ): Promise<{ readonly used: number; readonly result: T }> => {
+      const before = await cpuTimes();
+      const result = await work();
+      const after = await cpuTimes();
+      return { used: (after.busy - before.busy) / (after.all - before.all), result };
+    };
     const settled = () => new Promise((done) => setTimeout(done, 2_000));
     const owned = stack.move();
     return {
       product: async () => {
         await settled();
-        const idle = await quiet();
+        const { used, result: idle } = await usedDuring(quiet);
         await storeBacklog({ owner }, 'busy', uuidOf(busyId), BACKLOG);
         await owner.query('CHECKPOINT');
         await settled();
@@ -126,7 +144,9 @@ export const fairness: Scenario = {
             'hanging ÷ idle': stuck['p99']! / idle['p99']!,
             'busy alone /s': alone,
             'busy beside /s': together,
-            share: together / Math.max(1, alone - QUIET),
+            // What the quiet ones need of the machine when they are alone is theirs; the rest is free.
+            'used by quiet': used,
+            share: together / (alone * (1 - used)),
           },
         };
       },

@@ -30,7 +30,7 @@ export type Recorder = {
 };
 
 const FULL_BATCH = 100;
-const MAX_BATCH = 500;
+const MAX_BATCH = 200;
 /** A smaller batch waits this long for company. */
 const GATHER_MS = 5;
 /** The same for results that something waits for: what ends in one turn of the event loop, about. */

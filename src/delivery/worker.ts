@@ -22,6 +22,7 @@ import type { Recorder } from './recorder.ts';
 import { eventOf, fenceOf, recordOf, type Times } from './results.ts';
 import { createScheduler, limitsFor } from './scheduler.ts';
 import { type Signable, sign, signable, signableBatch } from './sign.ts';
+import { createStartWindow } from './window.ts';
 
 export type WorkerDeps = Pick<
   ClaimerDeps,
@@ -50,6 +51,8 @@ export type WorkerDeps = Pick<
   readonly now: () => number;
   /** Monotonic, in ms. */
   readonly monotonic: () => number;
+  /** The event loop's utilisation since it was asked last, in [0, 1]. */
+  readonly utilization: () => number;
   /** In [0, 1). */
   readonly random: () => number;
   readonly onAttempt: (event: AttemptEvent) => void;
@@ -64,7 +67,7 @@ const LEASE_MARGIN_MS = 2_000;
 /** Results that may wait for the database before no more attempts are started. */
 const MAX_RECORD_BACKLOG = 5_000;
 /** Requests that are started in one turn of the event loop: what came in meanwhile (publishes, answers) goes between. */
-const MAX_STARTS = 32;
+const MAX_STARTS = 16;
 /** How many of a line are claimed at once: enough to be sent before their leases end. */
 const PER_LINE = 16;
 const PER_WHOLE_LINE = 100;
@@ -89,6 +92,12 @@ export function createWorker(deps: WorkerDeps) {
     leaveBehind: scheduler.leaveBehind,
     offer: scheduler.offer,
     giveBack,
+  });
+  const window = createStartWindow({
+    max: deps.maxInFlight,
+    now: deps.monotonic,
+    utilization: deps.utilization,
+    onOpen: () => pump(),
   });
   let stopping = false;
   let idleWaiters: (() => void)[] = [];
@@ -190,6 +199,7 @@ export function createWorker(deps: WorkerDeps) {
         }
         break;
       }
+      if (!window.mayStart()) break;
       const delivery = scheduler.next(deps.gates.admit);
       if (delivery === undefined) break;
       deps.gates.going(delivery.tenantId, delivery.subscriptionId, delivery.deliveryId);
@@ -317,7 +327,9 @@ export function createWorker(deps: WorkerDeps) {
       endAll(request, 'release', 60_000);
       return;
     }
+    const ended = window.started();
     deps.send(signed, (result) => {
+      ended();
       const durationMs = deps.monotonic() - startedAt;
       finish(request, target, result, { startedAtMs, durationMs, lagMs }, signed.body.length);
     });
@@ -445,6 +457,7 @@ export function createWorker(deps: WorkerDeps) {
      */
     async stop(graceMs: number): Promise<void> {
       stopping = true;
+      window.stop();
       deps.gates.stop();
       await claimer.stop();
       for (const d of scheduler.drain()) giveBack(d);

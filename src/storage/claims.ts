@@ -97,7 +97,7 @@ export type ClaimedLines = Claimed & {
  * Most deliveries of one claim. Also tells the planner how few rows to look up by key: without it, it took a tenth of the
  * queue and joined by hash, 40 ms beside a backlog of 100,000 where 0.3 ms do.
  */
-export const MAX_CLAIM = 400;
+export const MAX_CLAIM = 200;
 
 /**
  * Leases up to `room` (at most MAX_CLAIM in all) due deliveries of each queue for `leaseMs`, oldest due first, and reads their events. Rows that
