@@ -5,12 +5,14 @@ import { mkdir, writeFile } from 'node:fs/promises';
 import { cpus } from 'node:os';
 import { parseArgs } from 'node:util';
 import { claims } from './scenarios/claims.ts';
+import { delayed } from './scenarios/delayed.ts';
 import { endToEnd } from './scenarios/end-to-end.ts';
 import { fairness } from './scenarios/fairness.ts';
 import { idleLatency } from './scenarios/idle-latency.ts';
 import { ingestBatch, ingestJson, ingestUnary } from './scenarios/ingest.ts';
 import { limits } from './scenarios/limits.ts';
 import type { Measured, Scenario } from './scenarios/scenario.ts';
+import { workers } from './scenarios/workers.ts';
 import { startDatabase } from './support/processes.ts';
 
 const SCENARIOS: readonly Scenario[] = [
@@ -20,7 +22,9 @@ const SCENARIOS: readonly Scenario[] = [
   endToEnd,
   limits,
   idleLatency,
+  workers,
   claims,
+  delayed,
   fairness,
 ];
 

@@ -49,6 +49,12 @@ async function buffers(owner: pg.Client): Promise<number> {
   return Number(rows[0]!.n);
 }
 
+/** What writing all those rows left behind (dead ones, dirty pages) is not what a claim costs. */
+async function settle(owner: pg.Client): Promise<void> {
+  await owner.query('VACUUM ANALYZE deliveries');
+  await owner.query('CHECKPOINT');
+}
+
 /** Spreads the backlog over `count` subscriptions; returns their queues. */
 async function spread(owner: pg.Client, count: number, due: string): Promise<QueueKey[]> {
   await owner.query(
@@ -56,7 +62,7 @@ async function spread(owner: pg.Client, count: number, due: string): Promise<Que
        ('01990000-0000-7000-8000-' || lpad(to_hex(('x' || substr(replace(id::text, '-', ''), 21, 6))::bit(24)::int % $1), 12, '0'))::uuid`,
     [count],
   );
-  await owner.query('VACUUM ANALYZE deliveries');
+  await settle(owner);
   return Array.from({ length: count }, (_, i) => {
     const bytes = Buffer.from(`0199000000007000800000000000${i.toString(16).padStart(4, '0')}`, 'hex');
     return { tenantId, subscriptionId: encodeId('sub', bytes) as SubscriptionId };
@@ -100,7 +106,7 @@ export const claims: Scenario = {
         const one = async (count: number) => {
           await owner.query('TRUNCATE deliveries, events');
           await storeBacklog({ owner }, tenantId, uuidOf(queue.subscriptionId), count);
-          await owner.query('VACUUM ANALYZE deliveries');
+          await settle(owner);
           return costOf(owner, db, () => claimOf([queue], ROOM));
         };
         const small = await one(10_000);
@@ -115,7 +121,7 @@ export const claims: Scenario = {
              subscription_id = $1`,
           [uuidOf(queue.subscriptionId)],
         );
-        await owner.query('VACUUM ANALYZE deliveries');
+        await settle(owner);
         const lines = await costOf(owner, db, () =>
           claimLines(db.engine, queue, { after: '', room: ROOM, perLine: 1 }, lease(), LEASE_MS, 0),
         );

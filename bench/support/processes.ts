@@ -87,13 +87,18 @@ export async function startProduct(serverUrl: string, env: NodeJS.ProcessEnv = {
   await client.end();
   const url = new URL(serverUrl);
   url.pathname = `/${name}`;
+  return startServe(url.toString(), env);
+}
+
+/** `dispatch serve` on a database that is there. */
+export async function startServe(databaseUrl: string, env: NodeJS.ProcessEnv = {}): Promise<Product> {
   const httpPort = await freePort();
   const grpcPort = await freePort();
   const child = await startChild(
     '../../src/main.ts',
     ['serve'],
     {
-      DISPATCH_DATABASE_URL: url.toString(),
+      DISPATCH_DATABASE_URL: databaseUrl,
       DISPATCH_ADMIN_KEY: ADMIN_KEY,
       DISPATCH_MASTER_KEYS: `bench:${Buffer.alloc(32, 7).toString('base64')}`,
       DISPATCH_ALLOW_ENDPOINT_CIDRS: '127.0.0.0/8',
@@ -104,7 +109,7 @@ export async function startProduct(serverUrl: string, env: NodeJS.ProcessEnv = {
     },
     /(dispatch is ready)/,
   );
-  return { ...child, httpPort, grpcPort, databaseUrl: url.toString() };
+  return { ...child, httpPort, grpcPort, databaseUrl };
 }
 
 /** Asks a sink for its count or its arrival times. */

@@ -48,7 +48,7 @@ export async function openDatabase(
   onIdleError: (error: Error) => void,
 ): Promise<Database> {
   const engine = new pg.Pool({
-    connectionString: urlAs(ownerUrl, 'dispatch_engine', ENGINE_SETTINGS),
+    connectionString: urlAs(ownerUrl, 'dispatch_engine', `${ENGINE_SETTINGS} ${HOT_SETTINGS}`),
     max: poolSize,
     idleTimeoutMillis: 60_000,
     connectionTimeoutMillis: 5_000,
@@ -88,6 +88,8 @@ export async function openDatabase(
 
 // Queue-like tables change size faster than their statistics: look-ups by key must never turn into scans or merges.
 const ENGINE_SETTINGS = '-c enable_seqscan=off -c enable_mergejoin=off -c jit=off -c statement_timeout=30000';
+// Of a queue of 10,000 the planner would hash all to update 50: 2 ms where look-ups take 0.2.
+const HOT_SETTINGS = '-c enable_hashjoin=off';
 
 function urlAs(ownerUrl: string, role: string, settings: string): string {
   const url = new URL(ownerUrl);

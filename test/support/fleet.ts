@@ -55,12 +55,13 @@ export async function startFleet(
   };
 }
 
-/** Stores events with one due delivery each, as publishing would have, and much faster. */
+/** Stores events with one delivery each, due after some seconds, as publishing would have, and much faster. */
 export async function storeBacklog(
   database: Pick<TestDatabase, 'owner'>,
   tenantId: string,
   subscriptionUuid: string,
   count: number,
+  dueInSeconds = 0,
 ): Promise<void> {
   // A UUIDv7 of now whose last three bytes are zero; the delivery's are its ordinal (ADR 0003).
   const id = (last: string) =>
@@ -74,8 +75,9 @@ export async function storeBacklog(
   );
   await database.owner.query(
     `INSERT INTO deliveries (tenant_id, id, subscription_id, run_at)
-     SELECT tenant_id, overlay(id::text PLACING '000001' FROM 31)::uuid, $2, now() FROM events WHERE tenant_id = $1`,
-    [tenantId, subscriptionUuid],
+     SELECT tenant_id, overlay(id::text PLACING '000001' FROM 31)::uuid, $2, now() + make_interval(secs => $3)
+     FROM events WHERE tenant_id = $1`,
+    [tenantId, subscriptionUuid, dueInSeconds],
   );
   await database.owner.query('ANALYZE deliveries, events');
 }

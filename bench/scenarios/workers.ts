@@ -1,0 +1,60 @@
+// Throughput by the number of worker processes: a backlog of 100 tenants, delivered by 1, 2 and 4 workers on one database.
+import pg from 'pg';
+import { storeBacklog } from '../../test/support/fleet.ts';
+import { askSink, startChild, startProduct, startServe } from '../support/processes.ts';
+import { makeTenants } from '../support/setup.ts';
+import type { Scenario } from './scenario.ts';
+
+/** More than any number of workers delivers in the time. */
+const PER_TENANT = 2_000;
+
+export const workers: Scenario = {
+  name: 'workers',
+  about: 'deliveries per second of a backlog by 1, 2 and 4 worker processes on one database and these cores',
+  async start({ serverUrl, seconds }) {
+    await using stack = new AsyncDisposableStack();
+    const sink = stack.use(await startChild('../support/sink.ts', []));
+    const api = stack.use(await startProduct(serverUrl, { DISPATCH_ROLES: 'api' }));
+    await makeTenants(api.httpPort, `http://127.0.0.1:${sink.firstLine}/`);
+    const owner = new pg.Client({ connectionString: api.databaseUrl });
+    await owner.connect();
+    stack.defer(() => owner.end());
+    const { rows: subscriptions } = await owner.query<{ tenant_id: string; id: string }>(
+      'SELECT tenant_id, id FROM subscriptions',
+    );
+    const count = async () => Number(await askSink(Number(sink.firstLine), 'count'));
+
+    const rateOf = async (processes: number): Promise<number> => {
+      await owner.query('TRUNCATE deliveries, closed_deliveries, attempts, events');
+      const each = PER_TENANT * Math.ceil(seconds / 2);
+      for (const { tenant_id, id } of subscriptions) await storeBacklog({ owner }, tenant_id, id, each);
+      await owner.query('VACUUM ANALYZE');
+      await owner.query('CHECKPOINT');
+      await using running = new AsyncDisposableStack();
+      for (let i = 0; i < processes; i++) {
+        running.use(await startServe(api.databaseUrl, { DISPATCH_ROLES: 'worker,maintenance' }));
+      }
+      await new Promise((done) => setTimeout(done, 2_000));
+      const from = await count();
+      const startedAt = performance.now();
+      await new Promise((done) => setTimeout(done, seconds * 1_000));
+      const rate = ((await count()) - from) / ((performance.now() - startedAt) / 1_000);
+      const { rows } = await owner.query<{ n: string }>('SELECT count(*) AS n FROM deliveries');
+      if (Number(rows[0]!.n) === 0) throw new Error('the backlog was too short to measure with');
+      return rate;
+    };
+    const owned = stack.move();
+    return {
+      product: async () => {
+        const one = await rateOf(1);
+        const two = await rateOf(2);
+        const four = await rateOf(4);
+        return {
+          figures: { '1 /s': one, '2 /s': two, '4 /s': four, '2 ÷ 1': two / one, '4 ÷ 2': four / two },
+        };
+      },
+      floor: undefined,
+      [Symbol.asyncDispose]: () => owned.disposeAsync(),
+    };
+  },
+};

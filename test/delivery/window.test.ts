@@ -1,0 +1,74 @@
+import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
+import { createStartWindow } from '../../src/delivery/window.ts';
+
+function setup(utilization: number, max = 1_000) {
+  let nowMs = 0;
+  const opened: number[] = [];
+  const window = createStartWindow({
+    max,
+    now: () => nowMs,
+    utilization: () => utilization,
+    onOpen: () => opened.push(nowMs),
+  });
+  const pass = (ms: number) => {
+    nowMs += ms;
+    vi.advanceTimersByTime(ms);
+  };
+  /** Starts what it may. */
+  const fill = (): (() => void)[] => {
+    const ends: (() => void)[] = [];
+    while (window.mayStart()) ends.push(window.started());
+    return ends;
+  };
+  return { window, opened, pass, fill };
+}
+
+beforeEach(() => void vi.useFakeTimers());
+afterEach(() => void vi.useRealTimers());
+
+describe('the window of starts', () => {
+  test('is full when as many young requests are under way as it holds, and one that ends makes room for one', () => {
+    const { window, fill } = setup(0.5);
+    const ends = fill();
+    expect(ends).toHaveLength(window.size());
+    ends[0]!();
+    expect(fill()).toHaveLength(1);
+  });
+
+  test('does not count requests that have been under way for a while, and says when it opens', () => {
+    const { window, opened, pass, fill } = setup(0.5);
+    const ends = fill();
+    expect(opened).toEqual([]);
+    pass(10);
+    expect(opened.length).toBeGreaterThan(0);
+    expect(fill()).toHaveLength(window.size());
+    // That old ones end now makes no more room.
+    for (const end of ends) end();
+    expect(window.mayStart()).toBe(false);
+  });
+
+  test('shrinks while the event loop is busy, but not to nothing, and grows again up to all', () => {
+    const busy = setup(0.95);
+    const idle = setup(0.1);
+    for (let i = 0; i < 100; i++) {
+      for (const { window, pass } of [busy, idle]) {
+        pass(100);
+        window.mayStart();
+      }
+    }
+    expect([busy.window.size(), idle.window.size()]).toEqual([24, 1_000]);
+  });
+
+  test('is never larger than what may be in flight in all', () => {
+    const { fill } = setup(0.1, 3);
+    expect(fill()).toHaveLength(3);
+  });
+
+  test('calls nobody after it was stopped', () => {
+    const { window, opened, pass, fill } = setup(0.5);
+    fill();
+    window.stop();
+    pass(1_000);
+    expect(opened).toEqual([]);
+  });
+});
