@@ -32,7 +32,7 @@ export type Recorder = {
 const FULL_BATCH = 100;
 const MAX_BATCH = 200;
 /** A smaller batch waits this long for company. */
-const GATHER_MS = 5;
+const GATHER_MS = 20;
 /** The same for results that something waits for: what ends in one turn of the event loop, about. */
 const GATHER_CONFIRMED_MS = 1;
 const MAX_WRITES = 2;
@@ -79,8 +79,8 @@ function createLane(deps: RecorderDeps, isConfirmed: boolean): Lane {
         writing--;
         unwritten -= batch.length;
         deps.onWritten();
-        // What gathered while this was written is a batch of its own by now, whatever its size.
-        pump(true);
+        // What something waits for goes at once, with what gathered while this was written.
+        pump(isConfirmed);
         if (unwritten === 0) {
           for (const wake of waiters) wake();
           waiters = [];
