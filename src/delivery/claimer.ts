@@ -5,10 +5,13 @@ import type { SubscriptionId, TenantId } from '../domain/ids.ts';
 import {
   type Claimed,
   type ClaimedLines,
-  MAX_CLAIM as MAX_CLAIM_OF_ALL,
+  type ClaimPosition,
+  compareClaims,
+  MAX_CLAIM,
   type QueueHead,
   type QueueKey,
   type WalkPosition,
+  type Wanted,
 } from '../storage/claims.ts';
 import { createTimetable } from './timetable.ts';
 
@@ -25,7 +28,7 @@ export type ClaimPlan = {
 
 export type ClaimerDeps = {
   readonly walk: (from: WalkPosition, limit: number) => Promise<readonly QueueHead[]>;
-  readonly claim: (queues: readonly (QueueKey & { readonly room: number })[]) => Promise<Claimed>;
+  readonly claim: (queues: readonly Wanted[]) => Promise<Claimed>;
   readonly claimLines: (
     queue: QueueKey,
     which: { readonly after: string; readonly room: number; readonly perLine: number },
@@ -68,16 +71,18 @@ const MAX_WALK_EVERY_MS = 10_000;
 const WALK_SHARE = 0.05;
 const PAGE = 500;
 const MAX_PAGES = 20;
-/** Of one queue; a claim reads all the bodies it brings. */
-const MAX_CLAIM = 200;
 /** Queues of one claim, and those that are looked at for it: each costs a descent of an index. */
-const MAX_QUEUES = 64;
+const MAX_QUEUES = 32;
 const MAX_LOOKS = 256;
+/** How long claims of a queue go on from where the last one ended. */
+const FRONT_MS = 1_000;
 const RESUME_MS = 5;
 /** How often an ordered queue is looked through for what is in no line. */
 const LEFTOVERS_MS = 1_000;
 
-type Wanted = QueueKey & { readonly plan: ClaimPlan; readonly room: number };
+/** How far the claims of a queue have come, and until when that holds: then one starts at the front again. */
+type Reached = { readonly position: ClaimPosition; readonly untilMs: number };
+type Planned = QueueKey & { readonly plan: ClaimPlan; readonly room: number };
 /** Where the claims of an ordered queue stand. */
 type LineState = { after: string; leftoversAtMs: number };
 
@@ -89,6 +94,8 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
   });
   /** Queues that somebody said are due since the last claim began. */
   const poked = new Set<string>();
+  /** Of queues that had more than was claimed. */
+  const reached = new Map<string, Reached>();
   const lineStates = new Map<string, LineState>();
   let position = deps.walkStart;
   let walkAt = 0;
@@ -147,20 +154,47 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
     }
   }
 
-  async function claimPlain(wanted: readonly Wanted[]): Promise<void> {
+  async function claimPlain(wanted: readonly Planned[]): Promise<void> {
     if (wanted.length === 0) return;
-    const claimed = await deps.claim(wanted);
-    const counts = new Map<string, number>();
+    const nowMs = performance.now();
+    const begins = wanted.map((queue) => {
+      const from = reached.get(keyOf(queue));
+      return from !== undefined && from.untilMs > nowMs ? from : undefined;
+    });
+    const claimed = await deps.claim(wanted.map((queue, i) => ({ ...queue, after: begins[i]?.position })));
+    const found = new Map<string, { count: number; last: ClaimPosition }>();
     for (const c of [...claimed.deliveries, ...claimed.withoutEvent]) {
-      const key = keyOf(c);
-      counts.set(key, (counts.get(key) ?? 0) + 1);
+      const of = found.get(keyOf(c));
+      if (of === undefined) {
+        found.set(keyOf(c), { count: 1, last: c });
+      } else {
+        of.count++;
+        if (compareClaims(c, of.last) > 0) of.last = c;
+      }
     }
-    for (const queue of wanted) settle(queue, counts.get(keyOf(queue)) ?? 0);
+    for (const [i, queue] of wanted.entries()) settlePlain(queue, begins[i], found.get(keyOf(queue)), nowMs);
     deps.accept(claimed.deliveries);
     if (claimed.withoutEvent.length > 0) deps.withoutEvent(claimed.withoutEvent);
   }
 
-  async function claimOrdered(queue: Wanted): Promise<void> {
+  function settlePlain(
+    queue: Planned,
+    began: Reached | undefined,
+    found: { readonly count: number; readonly last: ClaimPosition } | undefined,
+    nowMs: number,
+  ): void {
+    if (found !== undefined && found.count >= queue.room) {
+      const { dueAtMs, idBytes } = found.last;
+      const untilMs = began?.untilMs ?? nowMs + FRONT_MS;
+      reached.set(keyOf(queue), { position: { dueAtMs, idBytes }, untilMs });
+      return;
+    }
+    reached.delete(keyOf(queue));
+    // There may be something in front of where this claim began: the next begins at the front.
+    if (began === undefined) settle(queue, found?.count ?? 0);
+  }
+
+  async function claimOrdered(queue: Planned): Promise<void> {
     const key = keyOf(queue);
     let state = lineStates.get(key);
     if (state === undefined) {
@@ -189,7 +223,7 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
   }
 
   /** What a claim brought of a queue: less than there was room for means that there is no more. */
-  function settle(queue: Wanted, count: number): void {
+  function settle(queue: Planned, count: number): void {
     const key = keyOf(queue);
     if (count === 0) deps.foundNothing(queue);
     // A queue that was said to be due while it was claimed from may hold what the claim did not see.
@@ -217,10 +251,10 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
   }
 
   /** Due queues with room, of each tenant one after the other; those that are closed are forgotten until they are due again. */
-  async function nextQueues(): Promise<Wanted[]> {
-    const total = Math.min(MAX_CLAIM_OF_ALL, deps.totalRoom());
+  async function nextQueues(): Promise<Planned[]> {
+    const total = Math.min(MAX_CLAIM, deps.totalRoom());
     if (total <= 0) return [];
-    const found: Wanted[] = [];
+    const found: Planned[] = [];
     const looks = Math.min(MAX_LOOKS, due.count());
     for (let look = 0; look < looks && found.length < MAX_QUEUES; look++) {
       const queue = due.next();
@@ -228,6 +262,7 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
       const plan = await deps.planOf(queue);
       if (plan.cap === 0) {
         due.delete(queue);
+        reached.delete(keyOf(queue));
         continue;
       }
       const { tenantId, subscriptionId } = queue;
@@ -269,10 +304,10 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
 const keyOf = (queue: QueueKey) => `${queue.tenantId}/${queue.subscriptionId}`;
 
 /** Shares `total` out over queues, as evenly as their rooms allow. */
-function shareOut(queues: readonly Wanted[], total: number): Wanted[] {
+function shareOut(queues: readonly Planned[], total: number): Planned[] {
   const byRoom = [...queues].sort((a, b) => a.room - b.room);
   let left = total;
-  const shared: Wanted[] = [];
+  const shared: Planned[] = [];
   for (const [i, queue] of byRoom.entries()) {
     const room = Math.min(queue.room, Math.ceil(left / (byRoom.length - i)));
     if (room <= 0) continue;

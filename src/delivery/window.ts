@@ -2,20 +2,26 @@
 // is what is slow: with a hundred requests under way the event loop handles a hundred answers in a row, and what a quiet
 // tenant publishes meanwhile waits for them at every step. As few as keep the process busy do the same work. Requests that
 // have been under way for a while wait for their endpoints and not for this process: they do not count, so endpoints that
-// are slow or hang take nothing from this window.
+// are slow or hang take nothing from this window. ADR 0014 has the measurements.
+import type { TenantId } from '../domain/ids.ts';
 
 /** A request that is younger than this is work for this process; an older one waits for its endpoint. */
 const YOUNG_MS = 10;
-const MIN = 24;
+/** Above the utilisation of the event loop that is the goal the window shrinks, down to a least; below it grows. */
+const BUSY = { goal: 0.95, least: 24 };
+/** The same while most of the work is that of a few tenants and others come with little: they find the process free. */
+const BESIDE_OTHERS = { goal: 0.75, least: 5 };
 const LOOK_MS = 50;
-/** Above this utilisation of the event loop the window shrinks, below it grows. */
-const BUSY = 0.85;
+/** Tenants with this part of all starts are the few. */
+const MUCH = 1 / 8;
+const COUNT_MS = 500;
+const START = 100;
 
 export type StartWindow = {
   /** Whether another request may be started; if not, `onOpen` is called when it may. */
   readonly mayStart: () => boolean;
   /** A request is started; call what it returns when it has ended. */
-  readonly started: () => () => void;
+  readonly started: (tenantId: TenantId) => () => void;
   readonly size: () => number;
   readonly stop: () => void;
 };
@@ -32,19 +38,40 @@ export type StartWindowDeps = {
 type Start = { readonly atMs: number; isYoung: boolean };
 
 export function createStartWindow(deps: StartWindowDeps): StartWindow {
-  let size = Math.min(deps.max, 4 * MIN);
+  let size = Math.min(deps.max, START);
   let lookedAtMs = deps.now();
   let young = 0;
   /** In the order of their starts. */
   let starts: Start[] = [];
   let head = 0;
+  /** Starts by tenant since countedAtMs. */
+  let counts = new Map<TenantId, number>();
+  let countedAtMs = deps.now();
+  let isBesideOthers = false;
   let timer: NodeJS.Timeout | undefined;
 
   function grow(nowMs: number): void {
     if (nowMs - lookedAtMs < LOOK_MS) return;
     lookedAtMs = nowMs;
-    const next = deps.utilization() > BUSY ? size * 0.85 : size * 1.25 + 1;
-    size = Math.round(Math.min(deps.max, Math.max(Math.min(MIN, deps.max), next)));
+    const { goal, least } = isBesideOthers ? BESIDE_OTHERS : BUSY;
+    const change = Math.min(1.25, Math.max(0.8, goal / Math.max(0.01, deps.utilization())));
+    size = Math.min(deps.max, Math.max(least, size * change));
+  }
+
+  /** Whether a few tenants take most, and others are there. */
+  function lookAround(nowMs: number): void {
+    if (nowMs - countedAtMs < COUNT_MS) return;
+    countedAtMs = nowMs;
+    let all = 0;
+    for (const count of counts.values()) all += count;
+    let ofFew = 0;
+    let others = 0;
+    for (const count of counts.values()) {
+      if (count >= all * MUCH) ofFew += count;
+      else others++;
+    }
+    isBesideOthers = others > 0 && ofFew * 2 > all;
+    counts = new Map();
   }
 
   function age(nowMs: number): void {
@@ -65,21 +92,23 @@ export function createStartWindow(deps: StartWindowDeps): StartWindow {
     mayStart() {
       const nowMs = deps.now();
       age(nowMs);
+      lookAround(nowMs);
       grow(nowMs);
-      if (young < size) return true;
+      if (young < Math.round(size)) return true;
       timer ??= setTimeout(() => {
         timer = undefined;
         deps.onOpen();
       }, YOUNG_MS / 2);
       return false;
     },
-    started() {
+    started(tenantId) {
+      counts.set(tenantId, (counts.get(tenantId) ?? 0) + 1);
       const start = { atMs: deps.now(), isYoung: true };
       young++;
       starts.push(start);
       return () => leave(start);
     },
-    size: () => size,
+    size: () => Math.round(size),
     stop: () => clearTimeout(timer),
   };
 }

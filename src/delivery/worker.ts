@@ -327,7 +327,7 @@ export function createWorker(deps: WorkerDeps) {
       endAll(request, 'release', 60_000);
       return;
     }
-    const ended = window.started();
+    const ended = window.started(request.members[0].tenantId);
     deps.send(signed, (result) => {
       ended();
       const durationMs = deps.monotonic() - startedAt;

@@ -1,5 +1,6 @@
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 import { createStartWindow } from '../../src/delivery/window.ts';
+import type { TenantId } from '../../src/domain/ids.ts';
 
 function setup(utilization: number, max = 1_000) {
   let nowMs = 0;
@@ -14,13 +15,14 @@ function setup(utilization: number, max = 1_000) {
     nowMs += ms;
     vi.advanceTimersByTime(ms);
   };
+  const start = (tenantId: string) => window.started(tenantId as TenantId);
   /** Starts what it may. */
   const fill = (): (() => void)[] => {
     const ends: (() => void)[] = [];
-    while (window.mayStart()) ends.push(window.started());
+    while (window.mayStart()) ends.push(start('a'));
     return ends;
   };
-  return { window, opened, pass, fill };
+  return { window, opened, pass, fill, start };
 }
 
 beforeEach(() => void vi.useFakeTimers());
@@ -48,7 +50,7 @@ describe('the window of starts', () => {
   });
 
   test('shrinks while the event loop is busy, but not to nothing, and grows again up to all', () => {
-    const busy = setup(0.95);
+    const busy = setup(0.99);
     const idle = setup(0.1);
     for (let i = 0; i < 100; i++) {
       for (const { window, pass } of [busy, idle]) {
@@ -57,6 +59,21 @@ describe('the window of starts', () => {
       }
     }
     expect([busy.window.size(), idle.window.size()]).toEqual([24, 1_000]);
+  });
+
+  test('leaves the process freer while one tenant has most of the work and others come with little', () => {
+    const sizeBeside = (others: number, each: number) => {
+      const { window, pass, start } = setup(0.95);
+      for (let round = 0; round < 100; round++) {
+        for (let i = 0; i < 60; i++) start('busy')();
+        for (let i = 0; i < others * each; i++) start(`other-${i % others}`)();
+        pass(100);
+        window.mayStart();
+      }
+      return window.size();
+    };
+    // Alone, beside many that come with little, and one of twenty alike.
+    expect([sizeBeside(0, 0), sizeBeside(20, 1), sizeBeside(20, 60)]).toEqual([100, 5, 100]);
   });
 
   test('is never larger than what may be in flight in all', () => {

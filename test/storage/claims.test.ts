@@ -8,7 +8,13 @@ import {
   type SubscriptionId,
   type TenantId,
 } from '../../src/domain/ids.ts';
-import { claim, positionAfter, WALK_START, walkQueues } from '../../src/storage/claims.ts';
+import {
+  type ClaimPosition,
+  claim,
+  positionAfter,
+  WALK_START,
+  walkQueues,
+} from '../../src/storage/claims.ts';
 import { type Database, openDatabase } from '../../src/storage/database.ts';
 import { type IngestBatch, type IngestEvent, ingest } from '../../src/storage/ingest.ts';
 import { type DeliveryRecord, writeRecords } from '../../src/storage/records.ts';
@@ -103,7 +109,15 @@ const count = async (table: string) =>
 const claimAll = (
   queues: { tenantId: TenantId; subscriptionId: SubscriptionId; room: number }[],
   lease = randomBytes(16),
-) => claim(db.engine, queues, lease, LEASE_MS, performance.now());
+  after?: ClaimPosition,
+) =>
+  claim(
+    db.engine,
+    queues.map((queue) => ({ ...queue, after })),
+    lease,
+    LEASE_MS,
+    performance.now(),
+  );
 
 describe('ingest', () => {
   test('stores events of several tenants with their deliveries in one statement', async () => {
@@ -328,6 +342,28 @@ describe('records', () => {
   });
 });
 
+test('a claim that goes on behind a position takes what follows it, also of the same time, and leaves what is in front', async () => {
+  const s = newSubscription();
+  await database.owner.query(
+    `INSERT INTO deliveries (tenant_id, id, subscription_id, run_at)
+     SELECT $1, ('01990000-0000-7000-8000-00000000000' || i)::uuid, $2, now() - interval '1 hour'
+     FROM generate_series(1, 6) AS i`,
+    [a, s],
+  );
+  const queue = { tenantId: a, subscriptionId: encodeId('sub', s) as SubscriptionId };
+  // There are no events here: what is claimed comes back without one.
+  const [first, second] = (await claimAll([{ ...queue, room: 2 }])).withoutEvent;
+  const last = (c: { idBytes: Buffer }) => c.idBytes[15];
+  expect([first, second].map((c) => last(c!))).toEqual([1, 2]);
+  await database.owner.query(
+    "UPDATE deliveries SET run_at = run_at - interval '1 day' WHERE id::text LIKE '%3'",
+  );
+  const behind = await claimAll([{ ...queue, room: 2 }], randomBytes(16), second);
+  expect(behind.withoutEvent.map(last)).toEqual([4, 5]);
+  const rest = await claimAll([{ ...queue, room: 5 }]);
+  expect(rest.withoutEvent.map(last)).toEqual([3, 6]);
+});
+
 test('a claim looks rows up by key, however long the queue beside it is', async () => {
   const [big, small] = [newSubscription(), newSubscription()];
   await database.owner.query(
@@ -347,7 +383,12 @@ test('a claim looks rows up by key, however long the queue beside it is', async 
       return db.engine.query(query);
     },
   };
-  const queue = { tenantId: a, subscriptionId: encodeId('sub', small) as SubscriptionId, room: 5 };
+  const queue = {
+    tenantId: a,
+    subscriptionId: encodeId('sub', small) as SubscriptionId,
+    room: 5,
+    after: undefined,
+  };
   const pool = explained as unknown as typeof db.engine;
   const claimed = await claim(pool, [queue], randomBytes(16), LEASE_MS, performance.now());
   expect(claimed.deliveries).toHaveLength(1);
