@@ -372,14 +372,14 @@ function startWorker(shared: Shared, stack: AsyncDisposableStack): Worker {
     onError: (error) => log.error(error, 'results could not be recorded; trying again'),
   });
   const created = createWorker({
-    walk: (from, limit) => walkQueues(db.engine, from, limit),
+    walk: (from, limit) => walkQueues(db.claims, from, limit),
     positionAfter,
     walkStart: WALK_START,
-    claim: (queues) => claim(db.engine, queues, randomBytes(16), config.leaseMs, monotonic()),
+    claim: (queues) => claim(db.claims, queues, randomBytes(16), config.leaseMs, monotonic()),
     claimLines: (queue, which) =>
-      claimLines(db.engine, queue, which, randomBytes(16), config.leaseMs, monotonic()),
+      claimLines(db.claims, queue, which, randomBytes(16), config.leaseMs, monotonic()),
     claimLeftovers: (queue, room) =>
-      claimLeftovers(db.engine, queue, room, randomBytes(16), config.leaseMs, monotonic()),
+      claimLeftovers(db.claims, queue, room, randomBytes(16), config.leaseMs, monotonic()),
     configs,
     send: egress.sender.send,
     recorder,

@@ -34,7 +34,7 @@ async function costOf(owner: pg.Client, db: Database, work: () => Promise<unknow
     times.push(performance.now() - startedAt);
   }
   // Sessions report what they read when they are idle, or end.
-  await db.engine.query('SELECT pg_stat_force_next_flush()');
+  await db.claims.query('SELECT pg_stat_force_next_flush()');
   const touched = ((await buffers(owner)) - before) / CLAIMS;
   times.sort((a, b) => a - b);
   return { p99Ms: times[Math.floor(CLAIMS * 0.99)]!, buffers: touched };
@@ -94,7 +94,7 @@ export const claims: Scenario = {
     const lease = () => randomBytes(16);
     const claimOf = (queues: readonly QueueKey[], room: number) =>
       claim(
-        db.engine,
+        db.claims,
         queues.map((q) => ({ ...q, room, after: undefined })),
         lease(),
         LEASE_MS,
@@ -123,14 +123,14 @@ export const claims: Scenario = {
         );
         await settle(owner);
         const lines = await costOf(owner, db, () =>
-          claimLines(db.engine, queue, { after: '', room: ROOM, perLine: 1 }, lease(), LEASE_MS, 0),
+          claimLines(db.claims, queue, { after: '', room: ROOM, perLine: 1 }, lease(), LEASE_MS, 0),
         );
         await spread(owner, 10_000, "+ interval '3 hours'");
         const walks: number[] = [];
         for (let i = 0; i < 5; i++) {
           const startedAt = performance.now();
           for (let from = WALK_START, page = 0; page < 20; page++) {
-            const heads = await walkQueues(db.engine, from, 500);
+            const heads = await walkQueues(db.claims, from, 500);
             if (heads.length < 500) break;
             from = positionAfter(heads[heads.length - 1]!);
           }

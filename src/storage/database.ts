@@ -26,6 +26,8 @@ export type TenantTransaction = DatabaseTransactionConnection;
 export type Database = AsyncDisposable & {
   /** Hot statements, prepared by name, as dispatch_engine (ADR 0005 says why not slonik). */
   readonly engine: pg.Pool;
+  /** Claims, prepared by name, as dispatch_engine; their plans never hash a queue. */
+  readonly claims: pg.Pool;
   /** All other statements over many tenants, as dispatch_engine. */
   readonly many: DatabasePool;
   /**
@@ -39,7 +41,7 @@ export type Database = AsyncDisposable & {
 };
 
 /**
- * Opens both pools; connections are made when first used. `poolSize` is per role. `onIdleError` hears about
+ * Opens the pools; connections are made when first used. `poolSize` is per role. `onIdleError` hears about
  * connections that broke while nobody used them.
  */
 export async function openDatabase(
@@ -47,19 +49,25 @@ export async function openDatabase(
   poolSize: number,
   onIdleError: (error: Error) => void,
 ): Promise<Database> {
-  const engine = new pg.Pool({
-    connectionString: urlAs(ownerUrl, 'dispatch_engine', `${ENGINE_SETTINGS} ${HOT_SETTINGS}`),
-    max: poolSize,
-    idleTimeoutMillis: 60_000,
-    connectionTimeoutMillis: 5_000,
-    application_name: 'dispatch-engine',
-  });
-  engine.on('error', onIdleError);
+  const hotPool = (name: string, settings: string, max: number): pg.Pool => {
+    const pool = new pg.Pool({
+      connectionString: urlAs(ownerUrl, 'dispatch_engine', settings),
+      max,
+      idleTimeoutMillis: 60_000,
+      connectionTimeoutMillis: 5_000,
+      application_name: name,
+    });
+    pool.on('error', onIdleError);
+    return pool;
+  };
+  const engine = hotPool('dispatch-engine', ENGINE_SETTINGS, poolSize);
+  const claims = hotPool('dispatch-claims', CLAIM_SETTINGS, Math.min(poolSize, MAX_CLAIM_CONNECTIONS));
   const many = await openSlonik(urlAs(ownerUrl, 'dispatch_engine', ENGINE_SETTINGS), 4, onIdleError);
   const tenant = await openSlonik(urlAs(ownerUrl, 'dispatch_tenant', ''), poolSize, onIdleError);
   const ids = createIdSource(Date.now, randomBytes);
   const create = (change: Change | undefined): Database => ({
     engine,
+    claims,
     many,
     ownerUrl,
     audited: create,
@@ -80,7 +88,7 @@ export async function openDatabase(
         return result;
       }),
     async [Symbol.asyncDispose]() {
-      await Promise.all([engine.end(), many.end(), tenant.end()]);
+      await Promise.all([engine.end(), claims.end(), many.end(), tenant.end()]);
     },
   });
   return create(undefined);
@@ -88,8 +96,11 @@ export async function openDatabase(
 
 // Queue-like tables change size faster than their statistics: look-ups by key must never turn into scans or merges.
 const ENGINE_SETTINGS = '-c enable_seqscan=off -c enable_mergejoin=off -c jit=off -c statement_timeout=30000';
-// Of a queue of 10,000 the planner would hash all to update 50: 2 ms where look-ups take 0.2.
-const HOT_SETTINGS = '-c enable_hashjoin=off';
+// Of a queue of 10,000 the planner would hash all to update 50: 2 ms where look-ups take 0.2. Not for all that is hot:
+// what stores events joins lists with lists.
+const CLAIM_SETTINGS = `${ENGINE_SETTINGS} -c enable_hashjoin=off`;
+/** One is used at a time, more only for queues with an order. */
+const MAX_CLAIM_CONNECTIONS = 4;
 
 function urlAs(ownerUrl: string, role: string, settings: string): string {
   const url = new URL(ownerUrl);

@@ -112,7 +112,7 @@ const claimAll = (
   after?: ClaimPosition,
 ) =>
   claim(
-    db.engine,
+    db.claims,
     queues.map((queue) => ({ ...queue, after })),
     lease,
     LEASE_MS,
@@ -226,7 +226,7 @@ describe('claims', () => {
   test('the walk finds each queue once, in pages, with when it is due', async () => {
     const subs = Array.from({ length: 7 }, newSubscription);
     await store(subs.flatMap((s) => [event(a, [s]), event(b, [s], { deliverAfterMs: Date.now() + 60_000 })]));
-    const all = await walkQueues(db.engine, WALK_START, 100);
+    const all = await walkQueues(db.claims, WALK_START, 100);
     expect(all).toHaveLength(14);
     expect(all.filter((q) => q.tenantId === 'a').every((q) => q.dueInMs <= 0)).toBe(true);
     expect(
@@ -234,7 +234,7 @@ describe('claims', () => {
     ).toBe(true);
     const pages = [];
     for (let from = WALK_START; ; ) {
-      const page = await walkQueues(db.engine, from, 4);
+      const page = await walkQueues(db.claims, from, 4);
       pages.push(...page);
       if (page.length < 4) break;
       from = positionAfter(page[page.length - 1]!);
@@ -377,10 +377,10 @@ test('a claim looks rows up by key, however long the queue beside it is', async 
   const explained = {
     query: async (query: { name: string; text: string; values: unknown[] }) => {
       if (query.name === 'claim') {
-        const { rows } = await db.engine.query(`EXPLAIN ${query.text}`, query.values);
+        const { rows } = await db.claims.query(`EXPLAIN ${query.text}`, query.values);
         plan = rows.map((row) => row['QUERY PLAN']).join('\n');
       }
-      return db.engine.query(query);
+      return db.claims.query(query);
     },
   };
   const queue = {
@@ -389,7 +389,7 @@ test('a claim looks rows up by key, however long the queue beside it is', async 
     room: 5,
     after: undefined,
   };
-  const pool = explained as unknown as typeof db.engine;
+  const pool = explained as unknown as typeof db.claims;
   const claimed = await claim(pool, [queue], randomBytes(16), LEASE_MS, performance.now());
   expect(claimed.deliveries).toHaveLength(1);
   expect(plan).toContain('Update on deliveries');
