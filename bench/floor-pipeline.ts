@@ -1,26 +1,26 @@
 // The floor of the whole pipeline: batch insert → sign → POST → batch delete + attempt insert, in one process with
 // no call, no matching and no fencing but the lease. Prints {"perSecond": …}.
-//   node bench/floor-pipeline.ts <database url> <sink port> <seconds>
+//   node bench/floor-pipeline.ts <database url> <sink port> <seconds> [schema]
 import { createHmac, randomBytes } from 'node:crypto';
 import pg from 'pg';
 import { Pool } from 'undici';
 import { byteaArray, textArray, uuidArray } from '../src/storage/binary-arrays.ts';
 import { BODY, TENANTS } from './support/payload.ts';
 
-const [databaseUrl, sinkPort, seconds = '5'] = process.argv.slice(2);
+const [databaseUrl, sinkPort, seconds = '5', schema = 'floor_pipeline'] = process.argv.slice(2);
 const BATCH = 200;
 const IN_FLIGHT = 64;
 const OUTSTANDING = 3_000;
 
 type Row = { readonly tenant: string; readonly id: Buffer };
 
-const db = new pg.Pool({ connectionString: databaseUrl, max: 8, options: '-c search_path=floor_pipeline' });
+const db = new pg.Pool({ connectionString: databaseUrl, max: 8, options: `-c search_path=${schema}` });
 const http = new Pool(`http://127.0.0.1:${sinkPort}`, { connections: IN_FLIGHT });
 const key = randomBytes(32);
 const lease = randomBytes(16);
 
 async function createTables(): Promise<void> {
-  await db.query('DROP SCHEMA IF EXISTS floor_pipeline CASCADE; CREATE SCHEMA floor_pipeline');
+  await db.query(`DROP SCHEMA IF EXISTS ${schema} CASCADE; CREATE SCHEMA ${schema}`);
   const keyed = 'tenant_id text NOT NULL, id uuid NOT NULL';
   const rest = 'event_id uuid NOT NULL, subscription_id uuid NOT NULL';
   const columns = {

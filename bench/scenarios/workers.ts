@@ -1,7 +1,9 @@
 // Throughput by the number of worker processes: a backlog of 100 tenants, delivered by 1, 2 and 4 workers on one database.
+// And that of as many bare pipelines, which share nothing but the cores and the disk: what the machine takes from both.
 import pg from 'pg';
 import { storeBacklog } from '../../test/support/fleet.ts';
 import { askSink, startChild, startProduct, startServe } from '../support/processes.ts';
+import { runLoad } from '../support/run-load.ts';
 import { makeTenants } from '../support/setup.ts';
 import type { Scenario } from './scenario.ts';
 
@@ -45,14 +47,30 @@ export const workers: Scenario = {
       if (Number(rows[0]!.n) === 0) throw new Error('the backlog was too short to measure with');
       return rate;
     };
+    const bareOf = async (processes: number): Promise<number> => {
+      const all = await Promise.all(
+        Array.from({ length: processes }, (_, i) =>
+          runLoad('floor-pipeline.ts', [serverUrl, sink.firstLine, seconds, `floor_${i}`]),
+        ),
+      );
+      return all.reduce((sum, { perSecond }) => sum + perSecond, 0);
+    };
     const owned = stack.move();
     return {
       product: async () => {
         const one = await rateOf(1);
         const two = await rateOf(2);
         const four = await rateOf(4);
+        const [bareTwo, bareFour] = [await bareOf(2), await bareOf(4)];
         return {
-          figures: { '1 /s': one, '2 /s': two, '4 /s': four, '2 ÷ 1': two / one, '4 ÷ 2': four / two },
+          figures: {
+            '1 /s': one,
+            '2 /s': two,
+            '4 /s': four,
+            '2 ÷ 1': two / one,
+            '4 ÷ 2': four / two,
+            'bare 4 ÷ 2': bareFour / bareTwo,
+          },
         };
       },
       floor: undefined,

@@ -29,8 +29,8 @@ export type Recorder = {
   readonly flush: () => Promise<void>;
 };
 
-const FULL_BATCH = 50;
-const MAX_BATCH = 100;
+const FULL_BATCH = 100;
+const MAX_BATCH = 200;
 /** A smaller batch waits this long for company. */
 const GATHER_MS = 20;
 /** The same for results that something waits for: what ends in one turn of the event loop, about. */
