@@ -45,10 +45,10 @@ export function batchBody(items: readonly Buffer[]): Buffer {
 /** Bytes that an item adds to a body. */
 export const itemBytes = (item: Buffer): number => item.length + 1;
 
-/** The `webhook-id` of a batch: the same for the same events, whenever they go together (promise P3). */
+/** The `webhook-id` of a batch: the same for the same events, whenever and in whatever order they go together (promise P3). */
 export function batchId(eventIds: readonly string[]): string {
   const hash = createHash('sha256');
-  for (const id of eventIds) hash.update(id).update('\n');
+  for (const id of [...eventIds].sort()) hash.update(id).update('\n');
   const bytes = hash.digest().subarray(0, 16);
   return encodeId('bat', bytes);
 }

@@ -70,6 +70,14 @@ describe('event and delivery ids', () => {
     );
   });
 
+  test('of one millisecond ascend, in the order in which they were made', () => {
+    for (const make of [ids.eventBytes, ids.bytes]) {
+      const made = Array.from({ length: 10_000 }, make);
+      expect(made).toEqual(made.toSorted(Buffer.compare));
+      expect(new Set(made.map((id) => id.toString('hex'))).size).toBe(10_000);
+    }
+  });
+
   test('are version 7, variant 2, with the time in front', () => {
     const id = ids.eventBytes();
     expect(id[6]! >> 4).toBe(7);
