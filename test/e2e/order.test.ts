@@ -34,8 +34,8 @@ async function publish(clients: Clients, tenantId: string, events: ReturnType<ty
 describe('across four workers', () => {
   const keyCount = 200;
   const perKey = scaled(500);
-  const subscriptionCount = 20;
-  /** Five failures in a row, as the workers see them, open a breaker for half a minute: with fewer that is seldom. */
+  /** Five failures in a row open a breaker, for longer each time: with few attempts on each subscription that is seldom. */
+  const subscriptionCount = SCALE === 1 ? 100 : 20;
   const failing = SCALE === 1 ? 0.2 : 0.1;
 
   test(`${keyCount} keys × ${perKey} events arrive in order while ${failing * 100} % of attempts fail and a worker is killed each 5 s`, async () => {
