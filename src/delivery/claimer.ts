@@ -74,6 +74,9 @@ const MAX_PAGES = 20;
 /** Queues of one claim, and those that are looked at for it: each costs a descent of an index. */
 const MAX_QUEUES = 32;
 const MAX_LOOKS = 256;
+/** What is expected of a queue that had more than was claimed, and of another: few long queues fill a claim. */
+const MANY = 25;
+const FEW = 3;
 /** How long claims of a queue go on from where the last one ended. */
 const FRONT_MS = 1_000;
 const RESUME_MS = 5;
@@ -256,7 +259,8 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
     if (total <= 0) return [];
     const found: Planned[] = [];
     const looks = Math.min(MAX_LOOKS, due.count());
-    for (let look = 0; look < looks && found.length < MAX_QUEUES; look++) {
+    let expected = 0;
+    for (let look = 0; look < looks && found.length < MAX_QUEUES && expected < total; look++) {
       const queue = due.next();
       if (queue === undefined) break;
       const plan = await deps.planOf(queue);
@@ -270,6 +274,7 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
       const room = Math.min(deps.room(tenantId, subscriptionId), free, MAX_CLAIM);
       if (room < Math.min(deps.worthwhile, Math.ceil(plan.cap / 4))) continue;
       found.push({ tenantId, subscriptionId, plan, room });
+      expected += reached.has(keyOf(queue)) ? Math.min(room, MANY) : FEW;
     }
     return shareOut(found, total);
   }

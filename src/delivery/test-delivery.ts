@@ -1,6 +1,7 @@
 // A test event or a challenge, sent now by whoever was asked: signed, guarded and judged like any attempt; nothing is
 // stored, retried or counted, and no breaker hears of it.
 import { createHmac, timingSafeEqual } from 'node:crypto';
+import { batchItem } from '../domain/batch.ts';
 import { NO_CREDENTIALS } from '../domain/credentials.ts';
 import { NO_TIMING, type SendResult } from '../domain/delivery.ts';
 import { DispatchError, notFound } from '../domain/errors.ts';
@@ -15,7 +16,7 @@ import {
 } from '../domain/ids.ts';
 import type { SignedRequest } from '../egress/sender.ts';
 import type { Target, TenantConfig } from '../storage/tenant-configs.ts';
-import { sign, signable } from './sign.ts';
+import { sign, signable, signableBatch } from './sign.ts';
 
 export type TestDeliveryDeps = {
   readonly reload: (tenantId: TenantId) => Promise<TenantConfig | undefined>;
@@ -53,6 +54,7 @@ export type Verification = {
   readonly errorMessage: string;
 };
 
+const CHALLENGE = 'dispatch.verification';
 /** Tests of one process at once; each may last as long as an attempt. */
 const MAX_RUNNING = 50;
 const MAX_RUNNING_OF_TENANT = 5;
@@ -61,7 +63,11 @@ export function createTestDelivery(deps: TestDeliveryDeps) {
   let running = 0;
   const ofTenants = new Map<TenantId, number>();
 
-  async function attempt(target: Target, type: string, payload: Buffer): Promise<SendResult> {
+  async function attempt(
+    tenantId: TenantId,
+    target: Target,
+    { type, payload }: { readonly type: string; readonly payload: Buffer },
+  ): Promise<SendResult> {
     if (!deps.mayBeSent(target)) {
       const message = 'the tenant’s quota allows https endpoints only';
       return { kind: 'failure', errorClass: 'blocked_address', message, timing: NO_TIMING };
@@ -82,7 +88,13 @@ export function createTestDelivery(deps: TestDeliveryDeps) {
       monotonicMs: deps.monotonic(),
       timeoutMs: target.attemptTimeoutMs,
     };
-    const request = sign(signable(event, deliveryId, 1), target, at, deps.userAgent, authorization);
+    // In the form that the endpoint gets its events in; a challenge is always alone.
+    const { batch } = target;
+    const body =
+      batch === undefined || type === CHALLENGE
+        ? signable(event, deliveryId, 1)
+        : signableBatch([eventId], [batchItem(tenantId, event, batch.format)], batch.format, 1);
+    const request = sign(body, target, at, deps.userAgent, authorization);
     return new Promise((done) => deps.send(request, done));
   }
 
@@ -111,7 +123,7 @@ export function createTestDelivery(deps: TestDeliveryDeps) {
       const target = config?.targets.get(subscriptionId);
       if (target === undefined) throw notFound('subscription', subscriptionId);
       const startedAt = deps.monotonic();
-      const result = await attempt(target, event.type, event.payload);
+      const result = await attempt(tenantId, target, event);
       return { target, result: resultOf(result, deps.monotonic() - startedAt) };
     } finally {
       running--;
@@ -134,7 +146,7 @@ export function createTestDelivery(deps: TestDeliveryDeps) {
     /** Sends a challenge, which the endpoint must echo, or sign with its secret. */
     async verify(tenantId: TenantId, subscriptionId: SubscriptionId): Promise<Verification> {
       const challenge = deps.randomBytes(32).toString('base64url');
-      const type = 'dispatch.verification';
+      const type = CHALLENGE;
       const payload = Buffer.from(JSON.stringify({ type, challenge }));
       const { target, result } = await send(tenantId, subscriptionId, { type, payload });
       const { url } = target;

@@ -99,3 +99,9 @@ export class Violations {
     if (this.list.length > 0) throw invalidFields(this.list);
   }
 }
+
+/** FAILED_PRECONDITION: nothing but a challenge goes to an endpoint that has not proved that it wants deliveries. */
+export function mustBeVerified(subscriptionId: string): DispatchError {
+  const message = `the endpoint of subscription ${subscriptionId} has to be verified first: VerifySubscription`;
+  return new DispatchError('FAILED_PRECONDITION', message, { reason: 'PENDING_VERIFICATION' });
+}

@@ -12,7 +12,7 @@ import type { DeadLetterReason } from '../domain/delivery.ts';
 import { invalidField } from '../domain/errors.ts';
 import { parseSubscriptionId } from '../domain/ids.ts';
 import type { DeadLetter, DeadLetterFilter } from '../storage/dead-letters.ts';
-import { optionalMs, optionalPattern, shortText } from './pages.ts';
+import { optionalPattern, optionalRange, shortText } from './pages.ts';
 
 const WIRE_REASONS: Readonly<Record<DeadLetterReason, WireReason>> = {
   attempts_exhausted: WireReason.ATTEMPTS_EXHAUSTED,
@@ -34,8 +34,7 @@ function reasonOf(wire: WireReason): DeadLetterReason {
 export function toFilter(wire: WireFilter | undefined): DeadLetterFilter {
   if (wire === undefined) return {};
   const eventType = optionalPattern(wire.eventType, 'filter.event_type');
-  const startMs = optionalMs(wire.startTime, 'filter.start_time');
-  const endMs = optionalMs(wire.endTime, 'filter.end_time');
+  const { startMs, endMs } = optionalRange(wire, 'filter.');
   return {
     ...(wire.subscriptionId === ''
       ? {}

@@ -37,7 +37,7 @@ import {
 } from '../storage/deliveries.ts';
 import { getEvent, listEvents, type StoredEvent } from '../storage/events.ts';
 import { bindService, tenantOf } from './call-path.ts';
-import { optionalMs, optionalPattern } from './pages.ts';
+import { optionalPattern, optionalRange } from './pages.ts';
 import { startReplay, toEventFilter } from './replay-messages.ts';
 
 export type EventServiceDeps = {
@@ -60,8 +60,7 @@ export function createEventService(deps: EventServiceDeps) {
       const tenantId = tenantOf(context);
       const filter = {
         typePattern: optionalPattern(request.type, 'type'),
-        startMs: optionalMs(request.startTime, 'start_time'),
-        endMs: optionalMs(request.endTime, 'end_time'),
+        ...optionalRange(request),
       };
       const scope = `events/${tenantId}/${JSON.stringify(filter)}`;
       const page = parsePage(request, scope, 500, isUuid);

@@ -12,6 +12,18 @@ export function optionalMs(time: Timestamp | undefined, field: string): number |
   return ms;
 }
 
+/** An optional range of times, from the first up to and without the second; INVALID_ARGUMENT for one that holds nothing. */
+export function optionalRange(
+  range: { readonly startTime?: Timestamp | undefined; readonly endTime?: Timestamp | undefined },
+  path = '',
+): { readonly startMs: number | undefined; readonly endMs: number | undefined } {
+  const startMs = optionalMs(range.startTime, `${path}start_time`);
+  const endMs = optionalMs(range.endTime, `${path}end_time`);
+  if (startMs !== undefined && endMs !== undefined && endMs <= startMs)
+    throw invalidField(`${path}end_time`, `must be after ${path}start_time`);
+  return { startMs, endMs };
+}
+
 /** An optional event-type pattern; INVALID_ARGUMENT for a malformed one. */
 export function optionalPattern(pattern: string, field: string): string | undefined {
   if (pattern === '') return undefined;

@@ -19,7 +19,7 @@ import {
 } from '../storage/replays.ts';
 import { type CallContext, tenantOf } from './call-path.ts';
 import { filterToWire } from './dead-letter-messages.ts';
-import { optionalMs, optionalPattern } from './pages.ts';
+import { optionalPattern, optionalRange } from './pages.ts';
 
 type ReplayDeps = {
   readonly db: Database;
@@ -63,8 +63,7 @@ const MAX_EVENT_IDS = 1_000;
 /** Which events, checked. */
 export function toEventFilter(wire: WireEventFilter | undefined): EventReplayFilter {
   if (wire === undefined) throw invalidField('filter', 'is required: with a start_time, or event_ids');
-  const startMs = optionalMs(wire.startTime, 'filter.start_time');
-  const endMs = optionalMs(wire.endTime, 'filter.end_time');
+  const { startMs, endMs } = optionalRange(wire, 'filter.');
   const eventType = optionalPattern(wire.eventType, 'filter.event_type');
   const { eventIds, missing } = wire;
   if (eventIds.length > MAX_EVENT_IDS) {

@@ -36,7 +36,7 @@ import {
 } from '../storage/tenants.ts';
 import { readUsage } from '../storage/usage.ts';
 import { bindService, type CallContext, tenantOf } from './call-path.ts';
-import { optionalMs, shortText } from './pages.ts';
+import { optionalMs, optionalRange, shortText } from './pages.ts';
 import {
   auditToWire,
   keyToWire,
@@ -248,8 +248,7 @@ export function createTenantService(deps: TenantServiceDeps) {
       const filter = {
         actor: shortText(request.actor, 'actor'),
         action: shortText(request.action, 'action'),
-        startMs: optionalMs(request.startTime, 'start_time'),
-        endMs: optionalMs(request.endTime, 'end_time'),
+        ...optionalRange(request),
       };
       const scope = `audit/${tenantId}/${JSON.stringify(filter)}`;
       const page = parsePage(request, scope, 500, isUuid);

@@ -2,7 +2,7 @@
 // dispatch_tenant. Every change grows the tenant's config_version in its own transaction: that is what publishing on
 // every instance checks.
 import { z } from 'zod';
-import { DispatchError, notFound } from '../domain/errors.ts';
+import { DispatchError, mustBeVerified, notFound } from '../domain/errors.ts';
 import { idFromUuid, type SubscriptionId, type TenantId, uuidOf } from '../domain/ids.ts';
 import type { Page } from '../domain/page.ts';
 import { quotaExceeded } from '../domain/quota.ts';
@@ -352,10 +352,7 @@ export async function setSubscriptionState(
     await changeConfig(tx, tenantId);
     const before = await readOne(tx, tenantId, subscriptionId);
     if (before.state === state) return { subscription: before, changed: false };
-    if (before.state === 'pending_verification' && state !== 'disabled') {
-      const message = `the endpoint of subscription ${subscriptionId} has to be verified first: VerifySubscription`;
-      throw new DispatchError('FAILED_PRECONDITION', message, { reason: 'PENDING_VERIFICATION' });
-    }
+    if (before.state === 'pending_verification' && state !== 'disabled') throw mustBeVerified(subscriptionId);
     await tx.query(sql.typeAlias('void')`
       UPDATE subscriptions SET state = ${state}, disabled_reason = ${disabledReason},
         is_probed = ${state === 'disabled'}, version = version + 1, updated_at = now()

@@ -208,6 +208,14 @@ describe('a batch', () => {
     expect(Date.parse(String(items[0]!['time']))).toBeGreaterThan(Date.now() - 60_000);
   });
 
+  test('is also what a test event comes in', async () => {
+    const { subscriptionId } = await subscribe({ maxEvents: 10 });
+    expect((await clients.subscriptions.testSubscription({ subscriptionId })).succeeded).toBe(true);
+    const [request] = receiver.received;
+    expect(itemsOf(request!)).toMatchObject([{ type: 'dispatch.test', data: { test: true } }]);
+    expect(request!.headers['dispatch-batch-size']).toBe('1');
+  });
+
   test('of an event that is larger than a batch may be holds it alone', async () => {
     await subscribe({ maxEvents: 10, maxBytes: 1024, maxWait: { seconds: 0n, nanos: 100e6 } });
     await publish([event({ n: 0 }), event({ n: 1, text: 'x'.repeat(5_000) }), event({ n: 2 })]);

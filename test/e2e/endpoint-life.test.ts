@@ -76,6 +76,9 @@ describe('verification', () => {
         /has to be verified first/,
       );
     }
+    await expect(clients.subscriptions.testSubscription({ subscriptionId })).rejects.toThrow(
+      /has to be verified first/,
+    );
     receiver.answer = () => ({ status: 200, body: 'whatever' });
     const wrong = await clients.subscriptions.verifySubscription({ subscriptionId });
     expect([wrong.verified, wrong.status, wrong.errorClass]).toEqual([false, 200, 'challenge']);

@@ -35,7 +35,7 @@ describe('across four workers', () => {
   const keyCount = 200;
   const perKey = scaled(500);
   /** Five failures in a row open a breaker, for longer each time: with few attempts on each subscription that is seldom. */
-  const subscriptionCount = SCALE === 1 ? 100 : 20;
+  const subscriptionCount = SCALE === 1 ? 200 : 20;
   const failing = SCALE === 1 ? 0.2 : 0.1;
 
   test(`${keyCount} keys × ${perKey} events arrive in order while ${failing * 100} % of attempts fail and a worker is killed each 5 s`, async () => {
@@ -91,7 +91,7 @@ describe('across four workers', () => {
     }
     await eventually(
       () => expect(keys.filter((key) => judge.last(key) < perKey - 1)).toEqual([]),
-      120_000 + scaled(900_000),
+      120_000 + scaled(1_200_000),
     ).finally(() => {
       isDone = true;
     });

@@ -232,6 +232,11 @@ describe('a replay', () => {
     await expect(ask({ filter: { eventIds: ['evt_x'] } })).rejects.toThrow(
       'filter.event_ids[0]: is malformed',
     );
+    const inverted = { filter: { startTime: start, endTime: start } };
+    const isInverted = 'filter.end_time: must be after filter.start_time';
+    await expect(ask(inverted)).rejects.toThrow(isInverted);
+    await expect(clients.deadLetters.replayDeadLetters(inverted)).rejects.toThrow(isInverted);
+    await expect(clients.events.listEvents(inverted.filter)).rejects.toThrow('end_time: must be after');
     await expect(ask({ filter: { startTime: start }, maxPerSecond: -1 })).rejects.toThrow('max_per_second');
     await expect(
       clients.events.replayEvents({
