@@ -385,7 +385,7 @@ describe('replay by filter', () => {
        INSERT INTO dead_letters (tenant_id, id, subscription_id, event_type, reason, last_error_class,
          last_error_message, attempt_count)
        SELECT g.tenant_id, g.id, g.subscription_id, e.type, 'attempts_exhausted', 'http_status', '', 2
-       FROM gone g JOIN events e ON e.tenant_id = g.tenant_id AND substr(e.id::text, 1, 29) = substr(g.id::text, 1, 29)`,
+       FROM gone g JOIN events e ON e.tenant_id = g.tenant_id AND substr(e.id::text, 1, 30) = substr(g.id::text, 1, 30)`,
       [tenantId],
     );
     await clients.subscriptions.resumeSubscription({ subscriptionId });
