@@ -4,7 +4,7 @@ import { createHmac, timingSafeEqual } from 'node:crypto';
 import { batchItem } from '../domain/batch.ts';
 import { NO_CREDENTIALS } from '../domain/credentials.ts';
 import { NO_TIMING, type SendResult } from '../domain/delivery.ts';
-import { DispatchError, notFound } from '../domain/errors.ts';
+import { DispatchError, mustBeVerified, notFound } from '../domain/errors.ts';
 import {
   type DeliveryId,
   deliveryIdOf,
@@ -122,6 +122,8 @@ export function createTestDelivery(deps: TestDeliveryDeps) {
       }
       const target = config?.targets.get(subscriptionId);
       if (target === undefined) throw notFound('subscription', subscriptionId);
+      if (target.state === 'pending_verification' && event.type !== CHALLENGE)
+        throw mustBeVerified(subscriptionId);
       const startedAt = deps.monotonic();
       const result = await attempt(tenantId, target, event);
       return { target, result: resultOf(result, deps.monotonic() - startedAt) };
