@@ -4,6 +4,12 @@ import { createServer } from 'node:net';
 
 const MAIN = new URL('../../src/main.ts', import.meta.url).pathname;
 
+/** What a test that failed half-way left running ends with the tests. */
+const running = new Set<ChildProcess>();
+process.once('exit', () => {
+  for (const child of running) child.kill('SIGKILL');
+});
+
 export type DispatchProcess = {
   readonly child: ChildProcess;
   readonly httpPort: number;
@@ -51,7 +57,9 @@ export async function spawnDispatch(
     },
   });
   let text = '';
+  running.add(child);
   const ended = new Promise<number | null>((done) => child.once('exit', (code) => done(code)));
+  void ended.then(() => running.delete(child));
   const ready = new Promise<void>((done, fail) => {
     const read = (chunk: Buffer) => {
       text += chunk.toString();
