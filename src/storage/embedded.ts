@@ -47,9 +47,8 @@ export async function startEmbedded(options: EmbeddedOptions): Promise<EmbeddedP
   const password = (await readFile(join(place.home, 'password'), 'utf8')).trim();
   const running = await runningServer(data);
   const port = running?.port ?? (await choosePort(place.home));
-  const postmaster = running?.pid ?? (await launch(place, data, port, options.settings ?? []));
   const url = `postgres://dispatch:${password}@127.0.0.1:${port}/dispatch`;
-  await waitUntilReady(place, port, password, postmaster);
+  const postmaster = await start(place, data, port, password, running?.pid, options.settings ?? []);
   return {
     url,
     started: running === undefined,
@@ -241,6 +240,34 @@ async function launch(
     return await Promise.race([spawned, failed]);
   } finally {
     await log.close();
+  }
+}
+
+/** How long a server that was killed may take to be gone: until then its lock is in the way of the next. */
+const LOCKED_MS = 30_000;
+
+/** Starts the server, or takes the one that runs; returns its pid once it answers. */
+async function start(
+  place: Place,
+  data: string,
+  port: number,
+  password: string,
+  running: number | undefined,
+  settings: readonly string[],
+): Promise<number> {
+  const deadline = performance.now() + LOCKED_MS;
+  for (let pid = running; ; pid = undefined) {
+    const postmaster = pid ?? (await launch(place, data, port, settings));
+    try {
+      await waitUntilReady(place, port, password, postmaster);
+      return postmaster;
+    } catch (error) {
+      const isLocked = /postmaster\.pid" already exists|shared memory block .* is still in use/s.test(
+        String(error),
+      );
+      if (!isLocked || performance.now() > deadline) throw error;
+      await wait(500);
+    }
   }
 }
 

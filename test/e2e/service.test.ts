@@ -1,12 +1,13 @@
 // The service as a whole: idle cost, --processes, embedded database as root and as an ordinary user, start problems.
-import { spawnSync } from 'node:child_process';
-import { chmod, cp, mkdir, mkdtemp, readFile, rm, stat, symlink } from 'node:fs/promises';
+import { spawn, spawnSync } from 'node:child_process';
+import { chmod, cp, mkdir, mkdtemp, readFile, rm, stat, symlink, writeFile } from 'node:fs/promises';
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as wait } from 'node:timers/promises';
 import { create } from '@bufbuild/protobuf';
 import { durationFromMs } from '@bufbuild/protobuf/wkt';
+import pg from 'pg';
 import { describe, expect, test } from 'vitest';
 import { RetryListSchema } from '../../gen/dispatch/v1/subscription_service_pb.ts';
 import { removeEmbedded, startEmbedded } from '../../src/storage/embedded.ts';
@@ -121,6 +122,28 @@ describe('the embedded database', () => {
     const { tenant } = await clientsOf(dispatch.httpPort, key).tenants.getTenant({ tenantId: 'acme' });
     expect(tenant!.tenantId).toBe('acme');
     await dispatch.kill('SIGTERM');
+    await removeEmbedded(dataDir);
+  });
+
+  test('waits for a server that was killed and is not gone yet', async () => {
+    const dataDir = await mkdtemp(join(tmpdir(), 'dispatch-killed-'));
+    const first = await startEmbedded({ dataDir });
+    const client = new pg.Client({ connectionString: first.url });
+    await client.connect();
+    const { rows } = await client.query('SHOW data_directory');
+    await client.end();
+    await first[Symbol.asyncDispose]();
+    // A process of the server's own user has the pid that the lock names.
+    const { uid, gid } = await stat(rows[0].data_directory);
+    const holder = spawn('sleep', ['60'], { uid, gid });
+    const lock = join(rows[0].data_directory, 'postmaster.pid');
+    await writeFile(lock, `${holder.pid}\n${rows[0].data_directory}\n0\n0\n\n127.0.0.1\n`);
+    await chmod(lock, 0o644);
+    const log = join(rows[0].data_directory, '..', 'server.log');
+    const second = startEmbedded({ dataDir });
+    await eventually(async () => expect(await readFile(log, 'utf8')).toContain('already exists'));
+    holder.kill();
+    await (await second)[Symbol.asyncDispose]();
     await removeEmbedded(dataDir);
   });
 
