@@ -1,7 +1,11 @@
 // connect-node answers a body that it cannot decode before any of our code runs, with a message and no details.
 // Those answers get the field violation that every other bad request has.
-import { create, toBinary } from '@bufbuild/protobuf';
+import { create, createRegistry, toBinary } from '@bufbuild/protobuf';
 import type { ConnectRouter } from '@connectrpc/connect';
+import { file_dispatch_v1_dead_letter_service } from '../../gen/dispatch/v1/dead_letter_service_pb.ts';
+import { file_dispatch_v1_event_service } from '../../gen/dispatch/v1/event_service_pb.ts';
+import { file_dispatch_v1_subscription_service } from '../../gen/dispatch/v1/subscription_service_pb.ts';
+import { file_dispatch_v1_tenant_service } from '../../gen/dispatch/v1/tenant_service_pb.ts';
 import { BadRequestSchema } from '../../gen/google/rpc/error_details_pb.ts';
 
 type Handlers = ConnectRouter['handlers'];
@@ -70,6 +74,23 @@ function withViolation(bytes: Buffer): Buffer | undefined {
   return Buffer.from(JSON.stringify({ ...error, code: 'invalid_argument', details: [detail] }));
 }
 
+/** What is right for types whose messages name no field. */
+const RIGHT = new Map([
+  ['google.protobuf.Timestamp', 'a time is written as in RFC 3339, "2026-11-24T10:00:00Z"'],
+  ['google.protobuf.Duration', 'a duration is written in seconds, "90s" or "0.5s"'],
+]);
+const TYPES = createRegistry(
+  file_dispatch_v1_dead_letter_service,
+  file_dispatch_v1_event_service,
+  file_dispatch_v1_subscription_service,
+  file_dispatch_v1_tenant_service,
+);
+
+function namesOf(type: string): string | undefined {
+  const names = TYPES.getEnum(type)?.values.map((value) => value.name);
+  return names === undefined ? undefined : `one of ${names.join(', ')}`;
+}
+
 /** The field and the advice in a message of the JSON or binary reader of @bufbuild/protobuf. */
 function violationOf(message: string): { field: string; description: string } {
   const unknown = /key "(.{1,200}?)" is unknown/.exec(message);
@@ -81,6 +102,13 @@ function violationOf(message: string): { field: string; description: string } {
   }
   const wrong = /cannot decode (?:field|message) dispatch\.v1\.\w+\.(\w+) from JSON: (.*)$/s.exec(message);
   if (wrong !== null) return { field: wrong[1]!, description: wrong[2]!.slice(0, 300) };
+  const type = /cannot decode (?:message|enum) ([\w.]+) from JSON/.exec(message)?.[1] ?? '';
+  const right = RIGHT.get(type) ?? namesOf(type);
+  if (right !== undefined)
+    return {
+      field: '',
+      description: `a field has a value that cannot be; ${right}: ${message.slice(0, 300)}`,
+    };
   return {
     field: '',
     description: `the body must be a valid message of this call: ${message.slice(0, 300)}`,

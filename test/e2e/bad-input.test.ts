@@ -4,7 +4,7 @@ import { request as httpRequest } from 'node:http';
 import { connect as connectHttp2 } from 'node:http2';
 import { connect } from 'node:net';
 import { gzipSync } from 'node:zlib';
-import { create } from '@bufbuild/protobuf';
+import { create, fromBinary } from '@bufbuild/protobuf';
 import { durationFromMs } from '@bufbuild/protobuf/wkt';
 import type { ConnectError } from '@connectrpc/connect';
 import { Code } from '@connectrpc/connect';
@@ -291,6 +291,7 @@ describe('on the wire', () => {
       call.end(body);
     });
   const PUBLISH = '/dispatch.v1.PublishService/Publish';
+  const SUBSCRIBE = '/dispatch.v1.SubscriptionService/CreateSubscription';
 
   test.each<[string, string]>([
     ['an unknown field', '{"event":{"type":"a","data":{},"colour":"red"}}'],
@@ -313,6 +314,17 @@ describe('on the wire', () => {
   test('an unknown field is named', async () => {
     const answer = await post(PUBLISH, '{"event":{"type":"a","data":{},"colour":"red"}}');
     expect(JSON.parse(answer.body).message).toContain('colour');
+  });
+
+  test.each([
+    ['a time', PUBLISH, '{"event":{"type":"a","data":{},"deliverAfter":"tomorrow"}}', '2026-11-24T10:00:00Z'],
+    ['a duration', SUBSCRIBE, '{"subscription":{"batch":{"maxWait":"x"}}}', '"90s"'],
+    ['an enum', SUBSCRIBE, '{"subscription":{"ordering":"ORDERING_FOO"}}', 'ORDERING_KEY'],
+  ])('%s that cannot be is told what would be right', async (_name, call, body, right) => {
+    const answer = await post(call, body);
+    const [detail] = JSON.parse(answer.body).details;
+    const { fieldViolations } = fromBinary(BadRequestSchema, Buffer.from(detail.value, 'base64'));
+    expect(fieldViolations[0]!.description).toContain(right);
   });
 
   test('17 MiB is RESOURCE_EXHAUSTED over both ports, and the service goes on', async () => {
