@@ -36,8 +36,9 @@ describe('across four workers', () => {
   const perKey = scaled(500);
   const subscriptionCount = 20;
   const failing = 0.2;
-  /** Five failures in a row open a breaker, for up to 10 minutes: so many never come from one endpoint. */
-  const mostInARow = 3;
+  /** An endpoint that was left alone for so long has an open breaker (five failures in a row), and is well when it is asked. */
+  const leftAloneMs = 10_000;
+  const probes = 3;
 
   test(`${keyCount} keys × ${perKey} events arrive in order while ${failing * 100} % of attempts fail and a worker is killed each 5 s`, async () => {
     await using fleet = await startFleet(
@@ -52,14 +53,18 @@ describe('across four workers', () => {
       state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
       return state / 2 ** 32;
     };
-    const inARow = new Map<string, number>();
+    const endpoints = new Map<string, { askedAt: number; wellFor: number }>();
     receiver.answer = async (request) => {
       const place = placeOf(request);
       judge.begins(place);
       await wait(1);
-      const failedBefore = inARow.get(request.path) ?? 0;
-      const fails = failedBefore < mostInARow && random() < failing;
-      inARow.set(request.path, fails ? failedBefore + 1 : 0);
+      const now = performance.now();
+      const endpoint = endpoints.get(request.path) ?? { askedAt: now, wellFor: 0 };
+      endpoints.set(request.path, endpoint);
+      if (now - endpoint.askedAt > leftAloneMs) endpoint.wellFor = probes;
+      endpoint.askedAt = now;
+      const fails = endpoint.wellFor === 0 && random() < failing;
+      if (endpoint.wellFor > 0) endpoint.wellFor--;
       judge.ends(place, !fails);
       return { status: fails ? 500 : 204 };
     };
