@@ -4,28 +4,45 @@
 import { mkdir, writeFile } from 'node:fs/promises';
 import { cpus } from 'node:os';
 import { parseArgs } from 'node:util';
+import { budget } from './scenarios/budget.ts';
 import { claims } from './scenarios/claims.ts';
 import { delayed } from './scenarios/delayed.ts';
-import { endToEnd } from './scenarios/end-to-end.ts';
+import { endToEnd, endToEnd10, endToEnd100 } from './scenarios/end-to-end.ts';
 import { fairness } from './scenarios/fairness.ts';
-import { idleLatency } from './scenarios/idle-latency.ts';
-import { ingestBatch, ingestJson, ingestUnary } from './scenarios/ingest.ts';
+import { idle } from './scenarios/idle.ts';
+import { ingestBatch, ingestJson, ingestStream, ingestUnary } from './scenarios/ingest.ts';
+import { busyLatency, idleLatency } from './scenarios/latency.ts';
 import { limits } from './scenarios/limits.ts';
+import { processes } from './scenarios/processes.ts';
+import { oneHangs, receivers } from './scenarios/receivers.ts';
+import { backlog, stored, subscriptions } from './scenarios/scale.ts';
 import type { Measured, Scenario } from './scenarios/scenario.ts';
 import { workers } from './scenarios/workers.ts';
 import { startDatabase } from './support/processes.ts';
 
 const SCENARIOS: readonly Scenario[] = [
   ingestBatch,
+  ingestStream,
   ingestUnary,
   ingestJson,
   endToEnd,
+  endToEnd10,
+  endToEnd100,
+  budget,
   limits,
   idleLatency,
+  busyLatency,
+  receivers,
+  oneHangs,
+  processes,
+  subscriptions,
+  idle,
   workers,
   claims,
   delayed,
   fairness,
+  backlog,
+  stored,
 ];
 
 const { values } = parseArgs({
@@ -37,7 +54,7 @@ const { values } = parseArgs({
   },
 });
 const names = values.only?.split(',');
-const chosen = SCENARIOS.filter((s) => names === undefined || names.includes(s.name));
+const chosen = SCENARIOS.filter((s) => names?.includes(s.name) ?? s.isLong !== true);
 const unknown = names?.filter((name) => !SCENARIOS.some((s) => s.name === name)) ?? [];
 const seconds = Number(values.seconds);
 const rounds = Number(values.rounds);

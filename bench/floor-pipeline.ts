@@ -1,16 +1,19 @@
 // The floor of the whole pipeline: batch insert → sign → POST → batch delete + attempt insert, in one process with
-// no call, no matching and no fencing but the lease. Prints {"perSecond": …}.
-//   node bench/floor-pipeline.ts <database url> <sink port> <seconds> [schema]
+// no call, no matching and no fencing but the lease. Prints {"events", "perSecond", "cpuSeconds"}.
+// With `stored`, the rows are there before the clock starts: sign → POST → record alone.
+//   node bench/floor-pipeline.ts <database url> <sink port> <seconds> [schema] [stored]
 import { createHmac, randomBytes } from 'node:crypto';
 import pg from 'pg';
 import { Pool } from 'undici';
 import { byteaArray, textArray, uuidArray } from '../src/storage/binary-arrays.ts';
 import { BODY, TENANTS } from './support/payload.ts';
 
-const [databaseUrl, sinkPort, seconds = '5', schema = 'floor_pipeline'] = process.argv.slice(2);
+const [databaseUrl, sinkPort, seconds = '5', schema = 'floor_pipeline', mode = ''] = process.argv.slice(2);
 const BATCH = 200;
 const IN_FLIGHT = 64;
 const OUTSTANDING = 3_000;
+/** More than are sent in a second, by far. */
+const STORED_PER_SECOND = 25_000;
 
 type Row = { readonly tenant: string; readonly id: Buffer };
 
@@ -105,10 +108,10 @@ function send(row: Row, done: () => void): void {
   );
 }
 
-async function run(untilMs: number): Promise<number> {
+/** Sends and records what it is given; at most IN_FLIGHT at once. */
+function createPipe() {
   const ready: Row[] = [];
   const sent: Row[] = [];
-  let published = 0;
   let recorded = 0;
   let inFlight = 0;
   let recording = 0;
@@ -133,28 +136,65 @@ async function run(untilMs: number): Promise<number> {
       });
     }
   };
-  const pause = (ms: number) => new Promise((done) => setTimeout(done, ms));
   const timer = setInterval(flush, 5);
+  return {
+    take(rows: readonly Row[]) {
+      ready.push(...rows);
+      pump();
+    },
+    recorded: () => recorded,
+    stop: () => clearInterval(timer),
+  };
+}
+
+const pause = (ms: number) => new Promise((done) => setTimeout(done, ms));
+
+/** From batch insert to record; ends when all that was published is recorded. Returns how many. */
+async function runAll(): Promise<number> {
+  const untilMs = performance.now() + Number(seconds) * 1000;
+  const pipe = createPipe();
+  let published = 0;
   const publishers = [0, 1].map(async () => {
     while (performance.now() < untilMs) {
-      if (published - recorded > OUTSTANDING) {
+      if (published - pipe.recorded() > OUTSTANDING) {
         await pause(1);
         continue;
       }
       const rows = await publish();
       published += rows.length;
-      ready.push(...rows);
-      pump();
+      pipe.take(rows);
     }
   });
   await Promise.all(publishers);
-  while (recorded < published) await pause(2);
-  clearInterval(timer);
-  return recorded;
+  while (pipe.recorded() < published) await pause(2);
+  pipe.stop();
+  return published;
+}
+
+/** Of stored rows; returns how many were recorded in time. */
+async function runStored(rows: readonly Row[]): Promise<number> {
+  const untilMs = performance.now() + Number(seconds) * 1000;
+  const pipe = createPipe();
+  let taken = 0;
+  while (performance.now() < untilMs) {
+    if (taken === rows.length) throw new Error('too few rows were stored to measure with');
+    const more = Math.max(0, Math.min(rows.length - taken, pipe.recorded() + OUTSTANDING - taken));
+    if (more > 0) pipe.take(rows.slice(taken, taken + more));
+    taken += more;
+    await pause(1);
+  }
+  pipe.stop();
+  return pipe.recorded();
 }
 
 await createTables();
+const stored: Row[] = [];
+while (mode === 'stored' && stored.length < STORED_PER_SECOND * Number(seconds))
+  stored.push(...(await publish()));
+const cpuBefore = process.cpuUsage();
 const startedAt = performance.now();
-const count = await run(startedAt + Number(seconds) * 1000);
-process.stdout.write(`${JSON.stringify({ perSecond: (count / (performance.now() - startedAt)) * 1000 })}\n`);
+const events = mode === 'stored' ? await runStored(stored) : await runAll();
+const { user, system } = process.cpuUsage(cpuBefore);
+const perSecond = (events / (performance.now() - startedAt)) * 1000;
+process.stdout.write(`${JSON.stringify({ events, perSecond, cpuSeconds: (user + system) / 1e6 })}\n`);
 process.exit(0);

@@ -1,6 +1,7 @@
 // Floors that begin with a call: bare servers with the same requests and no product behind them.
 //   echo-grpc     grpc-js, unary, answers at once
 //   insert-grpc   grpc-js, a batch call into one multi-row insert of event + delivery
+//   insert-stream grpc-js, a stream of events into multi-row inserts of what came while the last ones ran, an ack each
 //   echo-json     connect-node, unary JSON, answers at once
 // Prints its port.
 import { randomBytes } from 'node:crypto';
@@ -14,11 +15,15 @@ import {
   PublishBatchResponseSchema,
   PublishRequestSchema,
   PublishResponseSchema,
+  PublishResultSchema,
   PublishService,
+  PublishStreamRequestSchema,
+  PublishStreamResponseSchema,
 } from '../gen/dispatch/v1/publish_service_pb.ts';
 import { byteaArray, textArray, uuidArray } from '../src/storage/binary-arrays.ts';
 
 const [kind, databaseUrl] = process.argv.slice(2);
+const SCHEMA = `floor_${kind?.replace('-', '_')}`;
 
 function uuidv7(): Buffer {
   const id = randomBytes(16);
@@ -30,6 +35,7 @@ function uuidv7(): Buffer {
 
 async function grpc(
   name: string,
+  isStream: boolean,
   request: (b: Buffer) => unknown,
   respond: (v: never) => Buffer,
   handle: UntypedHandleCall,
@@ -37,8 +43,8 @@ async function grpc(
   const server = new Server({ 'grpc.max_receive_message_length': 16 * 1024 * 1024 });
   const definition = {
     path: `/dispatch.v1.PublishService/${name}`,
-    requestStream: false,
-    responseStream: false,
+    requestStream: isStream,
+    responseStream: isStream,
     requestSerialize: (value: Buffer) => value,
     requestDeserialize: request,
     responseSerialize: respond as (value: unknown) => Buffer,
@@ -52,16 +58,24 @@ async function grpc(
   });
 }
 
+type Input = {
+  readonly tenantId: string;
+  readonly type: string;
+  readonly body: { readonly value?: unknown };
+};
+
+const RESULT = create(PublishResponseSchema, {
+  eventId: 'evt_01m85g4y5afdm9ybezgx200000',
+  deliveryCount: 1,
+});
+
 async function echoGrpc(): Promise<number> {
-  const answer = create(PublishResponseSchema, {
-    eventId: 'evt_01m85g4y5afdm9ybezgx200000',
-    deliveryCount: 1,
-  });
   return grpc(
     'Publish',
+    false,
     (bytes) => fromBinary(PublishRequestSchema, bytes),
-    () => Buffer.from(toBinary(PublishResponseSchema, answer)),
-    (_call: unknown, callback: (error: null, value: object) => void) => callback(null, answer),
+    () => Buffer.from(toBinary(PublishResponseSchema, RESULT)),
+    (_call: unknown, callback: (error: null, value: object) => void) => callback(null, RESULT),
   );
 }
 
@@ -70,9 +84,10 @@ const INSERT = `WITH e AS (INSERT INTO events (tenant_id, id, type, payload)
   INSERT INTO deliveries (tenant_id, id, event_id, subscription_id, run_at, lease)
   SELECT tenant_id, id, id, id, now() + interval '60 s', $5::uuid FROM e`;
 
-async function insertGrpc(): Promise<number> {
-  const db = new pg.Pool({ connectionString: databaseUrl, max: 8, options: '-c search_path=floor_ingest' });
-  await db.query('DROP SCHEMA IF EXISTS floor_ingest CASCADE; CREATE SCHEMA floor_ingest');
+/** Makes the tables; returns what stores events in one statement. */
+async function inserter(): Promise<(events: readonly Input[]) => Promise<unknown>> {
+  const db = new pg.Pool({ connectionString: databaseUrl, max: 8, options: `-c search_path=${SCHEMA}` });
+  await db.query(`DROP SCHEMA IF EXISTS ${SCHEMA} CASCADE; CREATE SCHEMA ${SCHEMA}`);
   await db.query(`
     CREATE TABLE events (tenant_id text NOT NULL, id uuid NOT NULL, type text NOT NULL, payload bytea NOT NULL,
       created_at timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (tenant_id, id)) PARTITION BY HASH (tenant_id);
@@ -88,33 +103,80 @@ async function insertGrpc(): Promise<number> {
   }
   await db.query('CREATE INDEX ON deliveries (tenant_id, subscription_id, run_at, id)');
   const lease = randomBytes(16);
-  const result = create(PublishResponseSchema, {
-    eventId: 'evt_01m85g4y5afdm9ybezgx200000',
-    deliveryCount: 1,
-  });
+  return (events) => {
+    const values = [
+      textArray(events.map((e) => e.tenantId)),
+      uuidArray(events.map(uuidv7)),
+      textArray(events.map((e) => e.type)),
+      byteaArray(events.map((e) => e.body.value as Uint8Array)),
+      lease,
+    ];
+    return db.query({ name: 'insert', text: INSERT, values });
+  };
+}
+
+async function insertGrpc(): Promise<number> {
+  const insert = await inserter();
   return grpc(
     'PublishBatch',
+    false,
     (bytes) => fromBinary(PublishBatchRequestSchema, bytes),
     (value) => Buffer.from(toBinary(PublishBatchResponseSchema, value)),
     (
-      call: { request: { events: { tenantId: string; type: string; body: { value?: unknown } }[] } },
+      call: { readonly request: { readonly events: readonly Input[] } },
       callback: (error: Error | null, value?: object) => void,
     ) => {
       const { events } = call.request;
-      const values = [
-        textArray(events.map((e) => e.tenantId)),
-        uuidArray(events.map(uuidv7)),
-        textArray(events.map((e) => e.type)),
-        byteaArray(events.map((e) => e.body.value as Uint8Array)),
-        lease,
-      ];
-      db.query({ name: 'insert', text: INSERT, values }).then(
+      insert(events).then(
         () => {
-          const results = events.map(() => ({ result: { case: 'ok' as const, value: result } }));
+          const results = events.map(() => ({ result: { case: 'ok' as const, value: RESULT } }));
           callback(null, create(PublishBatchResponseSchema, { results }));
         },
         (error: Error) => callback(error),
       );
+    },
+  );
+}
+
+/** As many inserts at once, and as large ones, as the product's group commit has. */
+const MAX_INSERTS = 3;
+const MAX_EVENTS = 500;
+
+async function insertStream(): Promise<number> {
+  const insert = await inserter();
+  let waiting: { readonly event: Input; readonly ack: () => void }[] = [];
+  let running = 0;
+  const pump = async (): Promise<void> => {
+    while (waiting.length > 0 && (running === 0 || (running < MAX_INSERTS && waiting.length >= 100))) {
+      const mine = waiting.slice(0, MAX_EVENTS);
+      waiting = waiting.slice(MAX_EVENTS);
+      running++;
+      void insert(mine.map((w) => w.event)).then(() => {
+        running--;
+        for (const { ack } of mine) ack();
+        void pump();
+      });
+    }
+  };
+  type Call = {
+    readonly on: (name: 'data' | 'end', heard: (m: { sequence: bigint; event: Input }) => void) => void;
+    readonly write: (message: object) => void;
+    readonly end: () => void;
+  };
+  return grpc(
+    'PublishStream',
+    true,
+    (bytes) => fromBinary(PublishStreamRequestSchema, bytes),
+    (value) => Buffer.from(toBinary(PublishStreamResponseSchema, value)),
+    (call: Call) => {
+      call.on('data', ({ sequence, event }) => {
+        const result = create(PublishResultSchema, { result: { case: 'ok', value: RESULT } });
+        const ack = () => call.write(create(PublishStreamResponseSchema, { sequence, result }));
+        waiting.push({ event, ack });
+        if (waiting.length === 1) queueMicrotask(pump);
+        else if (waiting.length >= 100) void pump();
+      });
+      call.on('end', () => call.end());
     },
   );
 }
@@ -139,6 +201,7 @@ function echoJson(): Promise<number> {
 const start: Record<string, () => Promise<number>> = {
   'echo-grpc': echoGrpc,
   'insert-grpc': insertGrpc,
+  'insert-stream': insertStream,
   'echo-json': echoJson,
 };
 const chosen = start[kind ?? ''];

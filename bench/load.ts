@@ -1,126 +1,173 @@
-// A load in a process of its own: publishes as fast as it is answered, for some seconds, then prints what it did.
-// The requests are serialised once: the client costs as little as a grpc-js or HTTP client can.
-// With a sink's port, no more than 3,000 events are on their way at once, and the clock stops when all have arrived.
-//   node bench/load.ts <batch|unary|json> <port> <seconds> <concurrency> <batch size> [sink port]
-import { Agent, request as httpRequest } from 'node:http';
+// A load in a process of its own: publishes as fast as it is answered, for some seconds, then prints what it did and the CPU
+// seconds that it took. The requests are encoded once and the clients are raw sockets: they cost a fraction of the server.
+// With a sink's port, no more than some events × deliveries are on their way at once, and the clock stops when all have
+// arrived.
+//   node bench/load.ts <batch|stream|unary|json> <port> --seconds=5 --callers=8 --size=100 (events a call)
+//     --sink=port --fan-out=1 (deliveries an event) --tenants=100 --types=1
+import { parseArgs } from 'node:util';
 import { create, toBinary } from '@bufbuild/protobuf';
-import { Client, credentials, Metadata } from '@grpc/grpc-js';
-import { PublishBatchRequestSchema, PublishRequestSchema } from '../gen/dispatch/v1/publish_service_pb.ts';
+import {
+  PublishBatchRequestSchema,
+  PublishRequestSchema,
+  PublishStreamRequestSchema,
+} from '../gen/dispatch/v1/publish_service_pb.ts';
 import { BODY, TENANTS } from './support/payload.ts';
 import { ADMIN_KEY, askSink } from './support/processes.ts';
+import { callHeaders, grpcMessage, RawGrpc } from './support/raw-grpc.ts';
+import { rawConnection, rawPost } from './support/raw-http.ts';
 
-const [kind = 'batch', port = '7481', seconds = '5', concurrency = '8', batchSize = '100', sinkPort = ''] =
-  process.argv.slice(2);
-const size = Number(batchSize);
+const { values, positionals } = parseArgs({
+  allowPositionals: true,
+  options: {
+    seconds: { type: 'string', default: '5' },
+    callers: { type: 'string', default: '8' },
+    size: { type: 'string', default: '100' },
+    sink: { type: 'string', default: '' },
+    'fan-out': { type: 'string', default: '1' },
+    tenants: { type: 'string', default: '100' },
+    types: { type: 'string', default: '1' },
+  },
+});
+const [kind = 'batch', port = 7481] = [positionals[0], Number(positionals[1])];
+const seconds = Number(values.seconds);
+const callers = Number(values.callers);
+const size = Number(values.size);
+const fanOut = Number(values['fan-out']);
+const tenants = TENANTS.slice(0, Number(values.tenants));
+const typeCount = Number(values.types);
 
-const eventFor = (tenantId: string) => ({
+const typeAt = (n: number) => (typeCount === 1 ? 'order.created' : `order.kind-${n % typeCount}`);
+const eventFor = (tenantId: string, n = 0) => ({
   tenantId,
-  type: 'order.created',
+  type: typeAt(n),
   body: { case: 'payload' as const, value: BODY },
 });
+const tenantAt = (n: number) => tenants[n % tenants.length]!;
+const authorization = `Bearer ${ADMIN_KEY}`;
+const headersOf = (method: string) => callHeaders(`/dispatch.v1.PublishService/${method}`, authorization);
 
-/** Serialised batches, each over many tenants. */
-const batches = Array.from({ length: 32 }, (_, n) => {
-  const events = Array.from({ length: size }, (_, i) =>
-    eventFor(TENANTS[(n * 37 + i * 13) % TENANTS.length]!),
+/** Publishes `size` events (1, for the unary ones), once more at each call. */
+type Caller = { readonly eventsPerCall: number; readonly call: (n: number) => Promise<void> };
+
+/** A few connections, as a few callers would have. */
+const connections = () => Promise.all(Array.from({ length: 4 }, () => RawGrpc.connect(port)));
+
+async function batch(): Promise<Caller> {
+  const bodies = Array.from({ length: 32 }, (_, n) => {
+    const events = Array.from({ length: size }, (_, i) => eventFor(tenantAt(n * 37 + i * 13), n * 7 + i));
+    const message = create(PublishBatchRequestSchema, { events });
+    return grpcMessage(toBinary(PublishBatchRequestSchema, message));
+  });
+  const all = await connections();
+  const headers = headersOf('PublishBatch');
+  return {
+    eventsPerCall: size,
+    call: (n) => all[n % all.length]!.unary(headers, bodies[n % bodies.length]!),
+  };
+}
+
+async function unary(): Promise<Caller> {
+  const bodies = tenants.map((tenantId) => {
+    const message = create(PublishRequestSchema, { tenantId, event: eventFor(tenantId) });
+    return grpcMessage(toBinary(PublishRequestSchema, message));
+  });
+  const all = await connections();
+  const headers = headersOf('Publish');
+  return { eventsPerCall: 1, call: (n) => all[n % all.length]!.unary(headers, bodies[n % bodies.length]!) };
+}
+
+/** Streams that stay open, one for each of the concurrent callers; a call is a run of messages and their acks. */
+async function stream(): Promise<Caller> {
+  const runs = tenants.map((_, n) =>
+    Buffer.concat(
+      Array.from({ length: size }, (_, i) => {
+        const event = eventFor(tenantAt(n * 37 + i * 13), n * 7 + i);
+        const message = create(PublishStreamRequestSchema, { sequence: BigInt(i), event });
+        return grpcMessage(toBinary(PublishStreamRequestSchema, message));
+      }),
+    ),
   );
-  return Buffer.from(toBinary(PublishBatchRequestSchema, create(PublishBatchRequestSchema, { events })));
-});
-const singles = TENANTS.map((tenantId) => {
-  const message = create(PublishRequestSchema, { tenantId, event: eventFor(tenantId) });
-  return Buffer.from(toBinary(PublishRequestSchema, message));
-});
-const jsons = TENANTS.map((tenantId) =>
-  Buffer.from(
-    JSON.stringify({ tenantId, event: { type: 'order.created', payload: BODY.toString('base64') } }),
-  ),
-);
-
-const metadata = new Metadata();
-metadata.set('authorization', `Bearer ${ADMIN_KEY}`);
-// A few connections, as a few callers would have.
-const clients = Array.from(
-  { length: 4 },
-  () =>
-    new Client(`127.0.0.1:${port}`, credentials.createInsecure(), { 'grpc.use_local_subchannel_pool': 1 }),
-);
-const agent = new Agent({ keepAlive: true, maxSockets: 256 });
-const same = (bytes: Buffer) => bytes;
-
-function grpc(method: string, body: Buffer, n: number): Promise<void> {
-  return new Promise((done, fail) => {
-    clients[n % clients.length]!.makeUnaryRequest(
-      `/dispatch.v1.PublishService/${method}`,
-      same,
-      same,
-      body,
-      metadata,
-      (error) => (error === null ? done() : fail(error)),
-    );
-  });
+  const headers = headersOf('PublishStream');
+  const streams = await Promise.all(
+    Array.from({ length: callers }, async () => {
+      const connection = await RawGrpc.connect(port);
+      const waiting: { left: number; readonly done: () => void }[] = [];
+      const onAcks = (count: number) => {
+        let acks = count;
+        while (acks > 0) {
+          const first = waiting[0]!;
+          const used = Math.min(acks, first.left);
+          acks -= used;
+          first.left -= used;
+          if (first.left === 0) waiting.shift()!.done();
+        }
+      };
+      const open = connection.stream(headers, onAcks, () => {
+        throw new Error('the server ended a stream');
+      });
+      return (bytes: Buffer) =>
+        new Promise<void>((done) => {
+          waiting.push({ left: size, done });
+          open.send(bytes, false);
+        });
+    }),
+  );
+  return { eventsPerCall: size, call: (n) => streams[n % streams.length]!(runs[n % runs.length]!) };
 }
 
-function json(body: Buffer): Promise<void> {
-  return new Promise((done, fail) => {
-    const headers = {
-      authorization: `Bearer ${ADMIN_KEY}`,
-      'content-type': 'application/json',
-      'content-length': body.length,
-    };
-    const path = '/dispatch.v1.PublishService/Publish';
-    const call = httpRequest(
-      { agent, host: '127.0.0.1', port: Number(port), method: 'POST', path, headers },
-      (response) => {
-        response.resume();
-        response.on('end', () =>
-          response.statusCode === 200 ? done() : fail(new Error(`HTTP ${response.statusCode}`)),
-        );
-      },
-    );
-    call.on('error', fail);
-    call.end(body);
+async function json(): Promise<Caller> {
+  const headers = { authorization, 'content-type': 'application/json' };
+  const requests = tenants.map((tenantId) => {
+    const body = { tenantId, event: { type: 'order.created', payload: BODY.toString('base64') } };
+    return rawPost('/dispatch.v1.PublishService/Publish', headers, Buffer.from(JSON.stringify(body)));
   });
+  const free = await Promise.all(Array.from({ length: callers }, () => rawConnection(port)));
+  return {
+    eventsPerCall: 1,
+    async call(n) {
+      const post = free.pop()!; // there are as many as callers
+      await post(requests[n % requests.length]!);
+      free.push(post);
+    },
+  };
 }
 
-const one: Record<string, (n: number) => Promise<void>> = {
-  batch: (n) => grpc('PublishBatch', batches[n % batches.length]!, n),
-  unary: (n) => grpc('Publish', singles[n % singles.length]!, n),
-  json: (n) => json(jsons[n % jsons.length]!),
-};
-const call = one[kind];
-if (call === undefined) throw new Error(`no load ${kind}`);
+const kinds: Readonly<Record<string, () => Promise<Caller>>> = { batch, stream, unary, json };
+const open = kinds[kind];
+if (open === undefined) throw new Error(`no load ${kind}: ${Object.keys(kinds).join(', ')}`);
+const { call, eventsPerCall } = await open();
 
-const perCall = kind === 'batch' ? size : 1;
+const countOf = async () => Number(await askSink(Number(values.sink), 'count'));
 const OUTSTANDING = 3_000;
-const before = sinkPort === '' ? 0 : Number(await askSink(Number(sinkPort), 'count'));
+const before = values.sink === '' ? 0 : await countOf();
 let arrived = 0;
-const poll = async () => {
-  arrived = Number(await askSink(Number(sinkPort), 'count')) - before;
-};
 const pause = (ms: number) => new Promise((done) => setTimeout(done, ms));
 
+const cpuBefore = process.cpuUsage();
 const startedAt = performance.now();
-const until = startedAt + Number(seconds) * 1000;
+const until = startedAt + seconds * 1000;
 let calls = 0;
-await Promise.all(
-  Array.from({ length: Number(concurrency) }, async () => {
-    while (performance.now() < until) {
-      if (sinkPort !== '' && calls * perCall - arrived > OUTSTANDING) await pause(1);
-      else await call(calls++);
-    }
-  }).concat(
-    sinkPort === ''
-      ? []
-      : (async () => {
-          while (performance.now() < until || arrived < calls * perCall) {
-            await poll();
-            await pause(5);
-          }
-        })(),
-  ),
-);
+const deliveries = () => calls * eventsPerCall * fanOut;
+
+async function publish(): Promise<void> {
+  while (performance.now() < until) {
+    if (values.sink !== '' && deliveries() - arrived > OUTSTANDING) await pause(1);
+    else await call(calls++);
+  }
+}
+
+async function watchSink(): Promise<void> {
+  while (performance.now() < until || arrived < deliveries()) {
+    arrived = (await countOf()) - before;
+    await pause(20);
+  }
+}
+
+const publishers = Array.from({ length: callers }, publish);
+await Promise.all(values.sink === '' ? publishers : [...publishers, watchSink()]);
 const elapsed = (performance.now() - startedAt) / 1000;
-process.stdout.write(
-  `${JSON.stringify({ events: calls * perCall, perSecond: (calls * perCall) / elapsed })}\n`,
-);
+const { user, system } = process.cpuUsage(cpuBefore);
+const events = calls * eventsPerCall;
+const cpuSeconds = (user + system) / 1e6;
+process.stdout.write(`${JSON.stringify({ events, perSecond: events / elapsed, cpuSeconds })}\n`);
 process.exit(0);

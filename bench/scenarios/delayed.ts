@@ -8,7 +8,7 @@ import { storeBacklog } from '../../test/support/fleet.ts';
 import { TENANTS } from '../support/payload.ts';
 import { ADMIN_KEY, type Child, startChild, startProduct } from '../support/processes.ts';
 import { makeTenants } from '../support/setup.ts';
-import { oneByOne } from './idle-latency.ts';
+import { oneByOne } from './latency.ts';
 import type { Scenario } from './scenario.ts';
 
 const DELAYED = 1_000_000;

@@ -1,16 +1,17 @@
 // Ingest: events in, with one delivery each, nothing sent (a process with the api role only).
 
 import { startChild, startProduct } from '../support/processes.ts';
-import { runLoad } from '../support/run-load.ts';
+import { publish } from '../support/run-load.ts';
 import { makeTenants } from '../support/setup.ts';
 import type { Scenario } from './scenario.ts';
 
 type Kind = {
   readonly name: string;
   readonly about: string;
-  readonly load: 'batch' | 'unary' | 'json';
-  readonly floorServer: 'insert-grpc' | 'echo-grpc' | 'echo-json';
-  readonly concurrency: number;
+  readonly load: 'batch' | 'stream' | 'unary' | 'json';
+  readonly floorServer: 'insert-grpc' | 'insert-stream' | 'echo-grpc' | 'echo-json';
+  readonly callers: number;
+  readonly size: number;
 };
 
 const BATCH = 200;
@@ -26,7 +27,10 @@ function ingest(kind: Kind): Scenario {
       await makeTenants(product.httpPort, 'http://127.0.0.1:9/');
       const floor = stack.use(await startChild('../floor-servers.ts', [kind.floorServer, serverUrl]));
       const port = kind.load === 'json' ? product.httpPort : product.grpcPort;
-      const measure = (to: number) => runLoad('load.ts', [kind.load, to, seconds, kind.concurrency, BATCH]);
+      const measure = (to: number) => {
+        const { load, callers, size } = kind;
+        return publish({ kind: load, port: to, seconds, callers, size });
+      };
       const owned = stack.move();
       return {
         product: () => measure(port),
@@ -42,19 +46,31 @@ export const ingestBatch = ingest({
   about: `PublishBatch of ${BATCH} over 100 tenants, grpc-js; floor: one multi-row insert behind a bare grpc-js call`,
   load: 'batch',
   floorServer: 'insert-grpc',
-  concurrency: 4,
+  callers: 4,
+  size: BATCH,
+});
+export const ingestStream = ingest({
+  name: 'ingest-stream',
+  about:
+    'PublishStream, 8 streams with 200 events on their way each; floor: multi-row inserts behind a bare grpc-js stream',
+  load: 'stream',
+  floorServer: 'insert-stream',
+  callers: 8,
+  size: BATCH,
 });
 export const ingestUnary = ingest({
   name: 'ingest-unary',
   about: 'Publish over gRPC, 64 at once; floor: a bare grpc-js echo',
   load: 'unary',
   floorServer: 'echo-grpc',
-  concurrency: 64,
+  callers: 64,
+  size: 1,
 });
 export const ingestJson = ingest({
   name: 'ingest-json',
   about: 'Publish over Connect JSON on HTTP/1.1, 64 at once; floor: a bare connect-node echo',
   load: 'json',
   floorServer: 'echo-json',
-  concurrency: 64,
+  callers: 64,
+  size: 1,
 });

@@ -2,7 +2,7 @@
 // same with none. The limits are far above the load: nothing waits, so what is measured is the work of checking.
 import { startRedis } from '../../test/support/redis.ts';
 import { startChild, startProduct } from '../support/processes.ts';
-import { runLoad } from '../support/run-load.ts';
+import { publish } from '../support/run-load.ts';
 import { makeTenants } from '../support/setup.ts';
 import type { Scenario } from './scenario.ts';
 
@@ -30,7 +30,8 @@ export const limits: Scenario = {
         await startProduct(serverUrl, { ...env, DISPATCH_DEFAULT_QUOTA: JSON.stringify(quota) }),
       );
       await makeTenants(product.httpPort, `http://127.0.0.1:${sink.firstLine}/`, settings);
-      return () => runLoad('load.ts', ['batch', product.grpcPort, seconds, 2, 200, sink.firstLine]);
+      const load = { seconds, callers: 2, size: 200, sink: sink.firstLine };
+      return () => publish({ kind: 'batch', port: product.grpcPort, ...load });
     };
     const on = { DISPATCH_REDIS_URL: redis.url };
     const product = await side(EVERYTHING, on, { maxPerSecond: 100_000, maxInFlight: 10_000 });

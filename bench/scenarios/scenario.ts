@@ -16,6 +16,8 @@ export type Scenario = {
   readonly name: string;
   /** What the two numbers are, in a line. */
   readonly about: string;
+  /** It takes minutes or gigabytes: run only when it is asked for by name. */
+  readonly isLong?: boolean;
   /** Starts what is measured; it stays up over the rounds. */
   readonly start: (bench: Bench) => Promise<
     AsyncDisposable & {

@@ -91,12 +91,16 @@ export async function startProduct(serverUrl: string, env: NodeJS.ProcessEnv = {
 }
 
 /** `dispatch serve` on a database that is there. */
-export async function startServe(databaseUrl: string, env: NodeJS.ProcessEnv = {}): Promise<Product> {
+export async function startServe(
+  databaseUrl: string,
+  env: NodeJS.ProcessEnv = {},
+  args: readonly string[] = [],
+): Promise<Product> {
   const httpPort = await freePort();
   const grpcPort = await freePort();
   const child = await startChild(
     '../../src/main.ts',
-    ['serve'],
+    ['serve', ...args],
     {
       DISPATCH_DATABASE_URL: databaseUrl,
       DISPATCH_ADMIN_KEY: ADMIN_KEY,
@@ -112,16 +116,14 @@ export async function startServe(databaseUrl: string, env: NodeJS.ProcessEnv = {
   return { ...child, httpPort, grpcPort, databaseUrl };
 }
 
+/** The pid of the server that a connection leads to. */
+export async function postmasterOf(client: pg.Client): Promise<number> {
+  const { rows } = await client.query<{ data_directory: string }>('SHOW data_directory');
+  return Number.parseInt(await readFile(join(rows[0]!.data_directory, 'postmaster.pid'), 'utf8'), 10);
+}
+
 /** Asks a sink for its count or its arrival times. */
 export async function askSink(port: number, what: 'count' | 'times'): Promise<string> {
   const response = await fetch(`http://127.0.0.1:${port}/${what}`);
   return response.text();
-}
-
-/** CPU seconds (user + system) that a process has used; undefined where /proc does not tell. */
-export async function cpuSeconds(pid: number | undefined): Promise<number> {
-  const stat = await readFile(`/proc/${pid}/stat`, 'utf8').catch(() => undefined);
-  if (stat === undefined) return Number.NaN;
-  const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
-  return (Number(fields[11]) + Number(fields[12])) / 100;
 }

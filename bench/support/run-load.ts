@@ -4,11 +4,33 @@ import { promisify } from 'node:util';
 
 const run = promisify(execFile);
 
-export async function runLoad(
-  file: string,
-  args: readonly (string | number)[],
-): Promise<{ perSecond: number }> {
+/** What a load did, and the CPU seconds that its own process took. */
+export type Load = { readonly events: number; readonly perSecond: number; readonly cpuSeconds: number };
+
+export async function runLoad(file: string, args: readonly (string | number)[]): Promise<Load> {
   const path = new URL(`../${file}`, import.meta.url).pathname;
   const { stdout } = await run(process.execPath, [path, ...args.map(String)], { maxBuffer: 1 << 20 });
   return JSON.parse(stdout.trimEnd().split('\n').pop() ?? '');
+}
+
+/** How to publish: see load.ts. */
+export type Publishing = {
+  readonly kind: 'batch' | 'stream' | 'unary' | 'json';
+  readonly port: number;
+  readonly seconds: number;
+  readonly callers: number;
+  /** Events of a call. */
+  readonly size: number;
+  /** The port of a sink that everything arrives at. */
+  readonly sink?: string;
+  /** Deliveries of an event. */
+  readonly fanOut?: number;
+  readonly tenants?: number;
+  readonly types?: number;
+};
+
+/** Publishes as fast as it is answered. */
+export function publish({ kind, port, fanOut, ...rest }: Publishing): Promise<Load> {
+  const options = Object.entries({ ...rest, 'fan-out': fanOut }).filter(([, value]) => value !== undefined);
+  return runLoad('load.ts', [kind, port, ...options.map(([name, value]) => `--${name}=${value}`)]);
 }

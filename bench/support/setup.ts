@@ -5,11 +5,12 @@ import { jsonClient } from '../../test/support/clients.ts';
 import { TENANTS } from './payload.ts';
 import { ADMIN_KEY } from './processes.ts';
 
-/** Makes the tenants, each with one subscription to `url` if one is given, with `settings`. */
+/** Makes the tenants, each with `count` subscriptions to `url` if one is given, with `settings`. */
 export async function makeTenants(
   httpPort: number,
   url: string | undefined,
   settings: object = {},
+  count = 1,
 ): Promise<void> {
   const tenants = jsonClient(TenantService, httpPort, ADMIN_KEY);
   const subscriptions = jsonClient(SubscriptionService, httpPort, ADMIN_KEY);
@@ -17,6 +18,6 @@ export async function makeTenants(
     await tenants.createTenant({ tenant: { tenantId } });
     if (url === undefined) continue;
     const subscription = { url, eventTypes: ['order.*'], ...settings };
-    await subscriptions.createSubscription({ tenantId, subscription });
+    for (let i = 0; i < count; i++) await subscriptions.createSubscription({ tenantId, subscription });
   }
 }

@@ -1,10 +1,12 @@
 // The cheapest honest receiver: a raw HTTP/1.1 server in a process of its own that reads whole requests and answers
 // 204. Prints its port. `GET /count` tells how many requests it has had; `GET /times` (with --times) the arrival time
-// of each webhook-id since it was last asked, in ms since 1970.
+// of each webhook-id since it was last asked, in ms since 1970. `--delay=100` answers so many ms after the request, and a
+// request to /hang is never answered (nor counted).
 import { createServer } from 'node:net';
 
 const ANSWER = Buffer.from('HTTP/1.1 204 No Content\r\n\r\n');
 const withTimes = process.argv.includes('--times');
+const delayMs = Number(process.argv.find((arg) => arg.startsWith('--delay='))?.slice(8) ?? 0);
 const times: string[] = [];
 let count = 0;
 
@@ -26,12 +28,14 @@ const server = createServer({ noDelay: true }, (socket) => {
       const length = Number(/content-length: (\d+)/i.exec(head)?.[1] ?? 0);
       if (pending.length < end + 4 + length) return;
       pending = pending.subarray(end + 4 + length);
+      if (head.startsWith('POST /hang')) continue;
       count++;
       if (withTimes) {
         const id = /webhook-id: (\S+)/i.exec(head)?.[1] ?? '';
         times.push(`${id} ${(performance.timeOrigin + performance.now()).toFixed(3)}`);
       }
-      socket.write(ANSWER);
+      if (delayMs === 0) socket.write(ANSWER);
+      else setTimeout(() => socket.write(ANSWER), delayMs);
     }
   });
 });

@@ -1,6 +1,7 @@
 // The log: JSON lines by pino. Secrets never get here; what could carry one is redacted by key all the same.
 import { pino } from 'pino';
 import type { LogLevel } from '../config.ts';
+import { createAttemptLine } from './attempt-line.ts';
 import type { AttemptEvent } from './events.ts';
 
 /** What the rest of the program may log: one function for each thing that happens. */
@@ -15,17 +16,18 @@ export type Log = {
   readonly flush: () => void;
 };
 
-/** Writes to standard output, buffered (up to 4 KiB or 200 ms), and flushed at exit. */
+const GATHER_BYTES = 4096;
+const GATHER_MS = 200;
+
+/** Writes to standard output; the lines of attempts are gathered (up to 4 KiB or 200 ms). All is flushed at exit. */
 export function createLog(level: LogLevel): Log {
-  const destination = pino.destination({ fd: 1, sync: false, minLength: 4096, periodicFlush: 200 });
+  const destination = pino.destination({ fd: 1, sync: false });
   const options = {
     level,
     base: { pid: process.pid },
     timestamp: pino.stdTimeFunctions.isoTime,
     formatters: { level: (label: string) => ({ level: label }) },
   };
-  // Attempts are ids and figures and nothing else: redaction, a third of the cost of such a line, has nothing to find.
-  const attempts = pino(options, destination);
   const log = pino(
     {
       ...options,
@@ -36,13 +38,42 @@ export function createLog(level: LogLevel): Log {
     },
     destination,
   );
+  const lineOf = createAttemptLine(process.pid, Date.now);
+  /** Lines of attempts that are not with the destination yet. */
+  let lines = '';
+  let timer: NodeJS.Timeout | undefined;
+  const handOver = () => {
+    clearTimeout(timer);
+    timer = undefined;
+    if (lines === '') return;
+    destination.write(lines);
+    lines = '';
+  };
+  /** Lines are in the order in which things happened. */
+  const inOrder =
+    <A extends readonly unknown[]>(write: (...args: A) => void) =>
+    (...args: A) => {
+      handOver();
+      write(...args);
+    };
+  const failedRpc = inOrder((fields: object) => log.error(fields, 'rpc'));
+  const wellRpc = inOrder((fields: object) => log.debug(fields, 'rpc'));
   return {
-    info: (fields, message) => log.info(fields, message),
-    warn: (fields, message) => log.warn(fields, message),
-    error: (error, message, fields) => log.error({ err: error, ...fields }, message),
-    attempt: (event) => attempts.info(event, 'attempt'),
-    rpc: (fields, failed) => (failed ? log.error(fields, 'rpc') : log.debug(fields, 'rpc')),
+    info: inOrder((fields, message) => log.info(fields, message)),
+    warn: inOrder((fields, message) => log.warn(fields, message)),
+    error: inOrder((error, message, fields) => log.error({ err: error, ...fields }, message)),
+    attempt: (event) => {
+      if (!log.isLevelEnabled('info')) return;
+      lines += lineOf(event);
+      if (lines.length >= GATHER_BYTES) handOver();
+      else timer ??= setTimeout(handOver, GATHER_MS).unref();
+    },
+    rpc: (fields, failed) => {
+      if (failed) failedRpc(fields);
+      else if (log.isLevelEnabled('debug')) wellRpc(fields);
+    },
     flush: () => {
+      handOver();
       try {
         destination.flushSync();
       } catch {

@@ -1,0 +1,77 @@
+// Receivers that take their time, and one that never answers beside 99 that do.
+import { SubscriptionService } from '../../gen/dispatch/v1/subscription_service_pb.ts';
+import { jsonClient } from '../../test/support/clients.ts';
+import { TENANTS } from '../support/payload.ts';
+import { ADMIN_KEY, startChild, startProduct } from '../support/processes.ts';
+import { publish } from '../support/run-load.ts';
+import { makeTenants } from '../support/setup.ts';
+import type { Scenario } from './scenario.ts';
+
+const DELAYS_MS = [0, 20, 100];
+
+export const receivers: Scenario = {
+  name: 'receivers',
+  about: 'deliveries per second to receivers that answer after 0, 20 and 100 ms, fan-out 1, 100 tenants',
+  async start({ serverUrl, seconds }) {
+    await using stack = new AsyncDisposableStack();
+    const sides = new Map<string, () => Promise<number>>();
+    for (const delayMs of DELAYS_MS) {
+      const sink = stack.use(await startChild('../support/sink.ts', [`--delay=${delayMs}`]));
+      const product = stack.use(await startProduct(serverUrl));
+      await makeTenants(product.httpPort, `http://127.0.0.1:${sink.firstLine}/`);
+      const load = { seconds, callers: 2, size: 200, sink: sink.firstLine };
+      sides.set(
+        `${delayMs} ms /s`,
+        async () => (await publish({ kind: 'batch', port: product.grpcPort, ...load })).perSecond,
+      );
+    }
+    const owned = stack.move();
+    return {
+      async product() {
+        const figures: Record<string, number> = {};
+        for (const [name, measure] of sides) figures[name] = await measure();
+        return { figures };
+      },
+      floor: undefined,
+      [Symbol.asyncDispose]: () => owned.disposeAsync(),
+    };
+  },
+};
+
+/** On one side, one tenant has an endpoint that hangs. */
+export const oneHangs: Scenario = {
+  name: 'one-hangs',
+  about: 'deliveries per second to the others while one endpoint of 100 never answers, beside none',
+  async start({ serverUrl, seconds }) {
+    await using stack = new AsyncDisposableStack();
+    const side = async (hangs: boolean) => {
+      const sink = stack.use(await startChild('../support/sink.ts', []));
+      const product = stack.use(await startProduct(serverUrl));
+      const url = `http://127.0.0.1:${sink.firstLine}/`;
+      // Each event goes to its tenant's receiver, which counts; on one side, one tenant has a second that hangs.
+      await makeTenants(product.httpPort, url);
+      if (hangs) {
+        const subscriptions = jsonClient(SubscriptionService, product.httpPort, ADMIN_KEY);
+        const subscription = { url: `${url}hang`, eventTypes: ['order.*'] };
+        await subscriptions.createSubscription({ tenantId: TENANTS[0]!, subscription });
+      }
+      const load = { seconds, callers: 2, size: 200, sink: sink.firstLine };
+      return async () => (await publish({ kind: 'batch', port: product.grpcPort, ...load })).perSecond;
+    };
+    const beside = await side(true);
+    const without = await side(false);
+    let round = 0;
+    const owned = stack.move();
+    return {
+      async product() {
+        // Which comes first alternates: what the machine does meanwhile is not one side's.
+        let hanging = round % 2 === 0 ? await beside() : 0;
+        const none = await without();
+        if (round++ % 2 === 1) hanging = await beside();
+        return { figures: { 'beside /s': hanging, 'without /s': none, ratio: hanging / none } };
+      },
+      floor: undefined,
+      [Symbol.asyncDispose]: () => owned.disposeAsync(),
+    };
+  },
+};
