@@ -272,6 +272,19 @@ function startLimits(
 const schemeAllowed = ({ guard }: Egress, { allowHttp }: Target, url: string) =>
   allowHttp || !url.startsWith('http:') || guard.urlProblem(new URL(url), false) === undefined;
 
+/** The same for the endpoint of a target, which is asked before every attempt: worked out once for each target. */
+function endpointAllowed(egress: Egress): (target: Target) => boolean {
+  const known = new WeakMap<Target, boolean>();
+  return (target) => {
+    let isAllowed = known.get(target);
+    if (isAllowed === undefined) {
+      isAllowed = schemeAllowed(egress, target, target.origin);
+      known.set(target, isAllowed);
+    }
+    return isAllowed;
+  };
+}
+
 /** The authorization header of a target's attempts. */
 const authorizationOf = (egress: Egress) => (target: Target) => {
   const { auth } = target.credentials;
@@ -388,7 +401,7 @@ function startWorker(shared: Shared, stack: AsyncDisposableStack): Worker {
     unauthorized: ({ subscriptionId, credentials }) => {
       if (credentials.auth !== undefined) egress.authorizer.refused(subscriptionId, credentials.auth);
     },
-    mayBeSent: (target) => schemeAllowed(egress, target, target.origin),
+    mayBeSent: endpointAllowed(egress),
     disable: (tenantId, subscriptionId, reason) =>
       disableSubscription(shared, { tenantId, subscriptionId }, reason),
     onResult: (delivery, verdict) => {

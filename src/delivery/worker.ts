@@ -354,7 +354,7 @@ export function createWorker(deps: WorkerDeps) {
     const records = request.members.map((delivery, i) =>
       recordOf(delivery, target, result, verdicts[i]!, times, batchSize),
     );
-    for (const [i, delivery] of request.members.entries()) deps.onResult(delivery, verdicts[i]!);
+    request.members.forEach((delivery, i) => void deps.onResult(delivery, verdicts[i]!));
     end(request, records);
     if (verdict.kind === 'retry') claimer.later(first, verdict.delayMs);
     deps.onAttempt(eventOf(first, target, result, verdict, times, { batchSize, bodyBytes }));
@@ -396,12 +396,12 @@ export function createWorker(deps: WorkerDeps) {
   }
 
   function end(request: Request, records: readonly DeliveryRecord[]): void {
-    for (const [i, delivery] of request.members.entries()) {
+    request.members.forEach((delivery, i) => {
       const record = records[i]!;
       if (delivery.isOrdered)
         deps.recorder.add(record, (isWritten) => lineGoesOn(delivery, record, isWritten));
       else deps.recorder.add(record);
-    }
+    });
     scheduler.finished(request.members[0]);
     if (stopping && scheduler.inFlightCount() === 0) {
       for (const wake of idleWaiters) wake();

@@ -20,6 +20,7 @@ const HEAD_LOOK_MS = 20;
 const MAX_POOLS = 2_000;
 const KEEP_ALIVE_MS = 30_000;
 const POOL_IDLE_MS = 120_000;
+const NO_BODY = Buffer.alloc(0);
 
 /** A request, signed and ready. */
 export type SignedRequest = {
@@ -271,7 +272,8 @@ class Exchange implements Dispatcher.DispatchHandler {
   }
 
   #respond(): void {
-    const body = this.#chunks.length === 1 ? this.#chunks[0]! : Buffer.concat(this.#chunks, this.#bodyBytes);
+    const body =
+      this.#chunks.length <= 1 ? (this.#chunks[0] ?? NO_BODY) : Buffer.concat(this.#chunks, this.#bodyBytes);
     this.#finish({
       kind: 'response',
       status: this.#status,

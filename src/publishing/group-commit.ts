@@ -260,11 +260,11 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
 
   async function commit(items: readonly Item[], lane: number): Promise<void> {
     const startedAt = performance.now();
-    let wanted: Item[] = [];
-    for (const item of items) {
-      if (item.isWanted()) wanted.push(item);
-      else refuse(item, GONE);
-    }
+    let wanted: readonly Item[] = items.filter((item) => {
+      const isWanted = item.isWanted();
+      if (!isWanted) refuse(item, GONE);
+      return isWanted;
+    });
     const isNearLane = lane % LANES >= MAX_COMMITS;
     if (!isNearLane && (nearUntil.size > 0 || near.size > 0 || nearRunning.size > 0)) {
       // Also what comes behind others that went that way and are not done.
@@ -311,7 +311,7 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
   async function payRates(
     items: readonly Item[],
     configs: ReadonlyMap<TenantId, TenantConfig | DispatchError>,
-  ): Promise<Item[]> {
+  ): Promise<readonly Item[]> {
     const unpaid = new Map<TenantConfig, Item[]>();
     for (const item of items) {
       const config = configs.get(item.event.tenantId)!;
@@ -323,15 +323,15 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
     const refused = new Set<Item>();
     const pay = async ([config, ofTenant]: readonly [TenantConfig, readonly Item[]]) => {
       const { granted, refusal } = await deps.admission.takeRate(config, ofTenant.length);
-      for (const [i, item] of ofTenant.entries()) {
+      ofTenant.forEach((item, i) => {
         item.isPaid = true;
-        if (i < granted || refusal === undefined) continue;
+        if (i < granted || refusal === undefined) return;
         refused.add(item);
         refuse(item, refusal);
-      }
+      });
     };
     await Promise.all([...unpaid].map(pay));
-    return refused.size === 0 ? [...items] : items.filter((item) => !refused.has(item));
+    return refused.size === 0 ? items : items.filter((item) => !refused.has(item));
   }
 
   /** The configuration of each tenant of a batch, or why it may not publish. */
@@ -478,7 +478,8 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
     const nearAgain: Item[] = [];
     const owned: ClaimedDelivery[] = [];
     const readyQueues = new Map<string, QueueKey>();
-    for (const [i, m] of matched.entries()) {
+    for (let i = 0; i < matched.length; i++) {
+      const m = matched[i]!;
       const result = results[i]!;
       switch (result.kind) {
         case 'stored': {
@@ -545,7 +546,8 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
   ): void {
     const { tenantId, type, contentType, payload, source, subject, deliverAfterMs } = m.event;
     const nowMs = Date.now();
-    for (const [i, delivery] of m.deliveries.entries()) {
+    for (let i = 0; i < m.deliveries.length; i++) {
+      const delivery = m.deliveries[i]!;
       const target = m.targets[i]!;
       const { subscriptionId } = target;
       if (delivery.owned) {
@@ -571,9 +573,9 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
 
   function giveBack(m: Matched): void {
     deps.admission.giveBack(m.event.tenantId, m.deliveries.length);
-    for (const [i, delivery] of m.deliveries.entries()) {
-      if (delivery.owned) deps.localWorker?.unreserve(m.event.tenantId, m.targets[i]!.subscriptionId);
-    }
+    m.deliveries.forEach(({ owned }, i) => {
+      if (owned) deps.localWorker?.unreserve(m.event.tenantId, m.targets[i]!.subscriptionId);
+    });
   }
 
   return {

@@ -63,14 +63,14 @@ export function createPublishService(deps: PublishServiceDeps) {
       return new Promise((resolve) => {
         const results = new Array<Result>(events.length);
         let open = events.length;
-        for (const [i, event] of events.entries()) {
+        events.forEach((event, i) => {
           const path = `events[${i}]`;
           const tenant = () => eventTenant(context, context.tenantId, event.tenantId, path);
           publishOne(event, tenant, path, context.isLive, (outcome) => {
             results[i] = toResult(outcome);
             if (--open === 0) resolve({ results });
           });
-        }
+        });
       });
     },
 

@@ -27,11 +27,19 @@ export function createMetrics() {
   const registry = new Registry();
   collectDefaultMetrics({ register: registry });
   const registers = [registry];
-  const publishes = new Counter({
+  // What happens once or more for each event is counted in plain numbers, and handed over when it is asked for.
+  const published = { stored: 0, duplicate: 0, refused: 0, failed: 0 };
+  new Counter({
     name: 'dispatch_publishes_total',
     help: 'Events that callers published, by outcome.',
     labelNames: ['outcome'],
     registers,
+    collect() {
+      for (const outcome of Object.keys(published) as PublishOutcome[]) {
+        this.inc({ outcome }, published[outcome]);
+        published[outcome] = 0;
+      }
+    },
   });
   const commitSize = new Histogram({
     name: 'dispatch_group_commit_events',
@@ -45,11 +53,16 @@ export function createMetrics() {
     buckets: LATENCY_SECONDS,
     registers,
   });
-  const deliveries = new Counter({
+  let succeeded = 0;
+  const attempts = new Counter({
     name: 'dispatch_attempts_total',
     help: 'Attempts, by outcome and error class.',
     labelNames: ['outcome', 'error_class'],
     registers,
+    collect() {
+      this.inc({ outcome: 'succeeded', error_class: '' }, succeeded);
+      succeeded = 0;
+    },
   });
   const attemptSeconds = new Histogram({
     name: 'dispatch_attempt_seconds',
@@ -98,23 +111,18 @@ export function createMetrics() {
     labelNames: ['phase'],
     registers,
   });
-  const succeeded = deliveries.labels('succeeded', '');
-  const byOutcome = {
-    stored: publishes.labels('stored'),
-    duplicate: publishes.labels('duplicate'),
-    refused: publishes.labels('refused'),
-    failed: publishes.labels('failed'),
-  };
   return {
     registry,
-    published: (outcome: PublishOutcome) => byOutcome[outcome].inc(),
+    published: (outcome: PublishOutcome) => {
+      published[outcome]++;
+    },
     groupCommitted: (eventCount: number, seconds: number) => {
       commitSize.observe(eventCount);
       commitSeconds.observe(seconds);
     },
     attempted: (event: AttemptEvent) => {
-      if (event.outcome === 'succeeded') succeeded.inc();
-      else deliveries.inc({ outcome: event.outcome, error_class: event.errorClass ?? '' });
+      if (event.outcome === 'succeeded') succeeded++;
+      else attempts.inc({ outcome: event.outcome, error_class: event.errorClass ?? '' });
       attemptSeconds.observe(event.durationMs / 1000);
       lagSeconds.observe(Math.max(0, event.lagMs) / 1000);
     },

@@ -2,7 +2,6 @@ import { describe, expect, test } from 'vitest';
 import { DispatchError } from '../../src/domain/errors.ts';
 import { type EventDraft, fingerprintOf, MAX_PAYLOAD_BYTES, parseEvent } from '../../src/domain/event.ts';
 import { parseTenantId } from '../../src/domain/ids.ts';
-import { jsonDepth } from '../../src/domain/json.ts';
 
 const tenant = parseTenantId('acme');
 const NOW = 1_795_000_000_000;
@@ -124,14 +123,4 @@ describe('an event', () => {
     ];
     expect(new Set([of({}), ...others.map(of)]).size).toBe(others.length + 1);
   });
-});
-
-test.each([
-  ['1', 0],
-  ['{}', 1],
-  ['[[],{"a":[1]}]', 3],
-  ['"[[["', 0],
-  ['"\\"["', 0],
-])('%s is %i deep', (text, depth) => {
-  expect(jsonDepth(Buffer.from(text))).toBe(depth);
 });
