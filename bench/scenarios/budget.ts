@@ -4,6 +4,7 @@ import { cpuSeconds, familySeconds } from '../support/cpu.ts';
 import { postmasterOf, startChild, startProduct } from '../support/processes.ts';
 import { type Load, publish, runLoad } from '../support/run-load.ts';
 import { makeTenants } from '../support/setup.ts';
+import { WARM_UP_S } from './end-to-end.ts';
 import type { Scenario } from './scenario.ts';
 
 export const budget: Scenario = {
@@ -19,6 +20,14 @@ export const budget: Scenario = {
     const product = stack.use(await startProduct(serverUrl));
     await makeTenants(product.httpPort, `http://127.0.0.1:${sink.firstLine}/`);
 
+    await publish({
+      kind: 'batch',
+      port: product.grpcPort,
+      seconds: WARM_UP_S,
+      callers: 4,
+      size: 200,
+      sink: sink.firstLine,
+    });
     const books = async () => {
       const { rows } = await client.query<{ wal: string; transactions: string }>(`
         SELECT (SELECT wal_bytes FROM pg_stat_wal) AS wal,
@@ -54,7 +63,7 @@ export const budget: Scenario = {
     const owned = stack.move();
     return {
       product: async () => {
-        const load = { seconds, callers: 2, size: 200, sink: sink.firstLine };
+        const load = { seconds, callers: 4, size: 200, sink: sink.firstLine };
         const ours = await costs(() => publish({ kind: 'batch', port: product.grpcPort, ...load }), true);
         const floors = await costs(
           () => runLoad('floor-pipeline.ts', [serverUrl, sink.firstLine, seconds]),

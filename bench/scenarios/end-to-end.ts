@@ -4,6 +4,9 @@ import { publish, runLoad } from '../support/run-load.ts';
 import { makeTenants } from '../support/setup.ts';
 import type { Scenario } from './scenario.ts';
 
+/** A service is compiled after some thousand events; its floors are in a second. */
+export const WARM_UP_S = 3;
+
 function endToEndTo(fanOut: number, batchSize: number, name: string, about: string): Scenario {
   return {
     name,
@@ -13,12 +16,15 @@ function endToEndTo(fanOut: number, batchSize: number, name: string, about: stri
       const sink = stack.use(await startChild('../support/sink.ts', []));
       const product = stack.use(await startProduct(serverUrl));
       await makeTenants(product.httpPort, `http://127.0.0.1:${sink.firstLine}/`, {}, fanOut);
+      const load = { callers: 4, size: batchSize, sink: sink.firstLine, fanOut };
+      const run = (forSeconds: number) =>
+        publish({ kind: 'batch', port: product.grpcPort, seconds: forSeconds, ...load });
+      await run(WARM_UP_S);
       const floorSink = stack.use(await startChild('../support/sink.ts', []));
       const owned = stack.move();
       return {
         async product() {
-          const load = { seconds, callers: 2, size: batchSize, sink: sink.firstLine, fanOut };
-          const { perSecond } = await publish({ kind: 'batch', port: product.grpcPort, ...load });
+          const { perSecond } = await run(seconds);
           return { perSecond: perSecond * fanOut };
         },
         floor: () => {

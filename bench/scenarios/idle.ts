@@ -17,7 +17,7 @@ export const idle: Scenario = {
     const sink = stack.use(await startChild('../support/sink.ts', []));
     const product = stack.use(await startProduct(serverUrl));
     await makeTenants(product.httpPort, `http://127.0.0.1:${sink.firstLine}/`);
-    const load = { seconds: 2, callers: 2, size: 200, sink: sink.firstLine };
+    const load = { seconds: 2, callers: 4, size: 200, sink: sink.firstLine };
     await publish({ kind: 'batch', port: product.grpcPort, ...load });
     const client = new pg.Client({ connectionString: serverUrl });
     await client.connect();

@@ -3,6 +3,7 @@
 import { startChild, startProduct } from '../support/processes.ts';
 import { publish } from '../support/run-load.ts';
 import { makeTenants } from '../support/setup.ts';
+import { WARM_UP_S } from './end-to-end.ts';
 import type { Scenario } from './scenario.ts';
 
 type Kind = {
@@ -27,10 +28,11 @@ function ingest(kind: Kind): Scenario {
       await makeTenants(product.httpPort, 'http://127.0.0.1:9/');
       const floor = stack.use(await startChild('../floor-servers.ts', [kind.floorServer, serverUrl]));
       const port = kind.load === 'json' ? product.httpPort : product.grpcPort;
-      const measure = (to: number) => {
-        const { load, callers, size } = kind;
-        return publish({ kind: load, port: to, seconds, callers, size });
-      };
+      const { load, callers, size } = kind;
+      const measure = (to: number, forSeconds = seconds) =>
+        publish({ kind: load, port: to, seconds: forSeconds, callers, size });
+      await measure(port, WARM_UP_S);
+      await measure(Number(floor.firstLine), WARM_UP_S);
       const owned = stack.move();
       return {
         product: () => measure(port),

@@ -30,7 +30,7 @@ export const limits: Scenario = {
         await startProduct(serverUrl, { ...env, DISPATCH_DEFAULT_QUOTA: JSON.stringify(quota) }),
       );
       await makeTenants(product.httpPort, `http://127.0.0.1:${sink.firstLine}/`, settings);
-      const load = { seconds, callers: 2, size: 200, sink: sink.firstLine };
+      const load = { seconds, callers: 4, size: 200, sink: sink.firstLine };
       return () => publish({ kind: 'batch', port: product.grpcPort, ...load });
     };
     const on = { DISPATCH_REDIS_URL: redis.url };

@@ -19,7 +19,7 @@ export const receivers: Scenario = {
       const sink = stack.use(await startChild('../support/sink.ts', [`--delay=${delayMs}`]));
       const product = stack.use(await startProduct(serverUrl));
       await makeTenants(product.httpPort, `http://127.0.0.1:${sink.firstLine}/`);
-      const load = { seconds, callers: 2, size: 200, sink: sink.firstLine };
+      const load = { seconds, callers: 4, size: 200, sink: sink.firstLine };
       sides.set(
         `${delayMs} ms /s`,
         async () => (await publish({ kind: 'batch', port: product.grpcPort, ...load })).perSecond,
@@ -55,7 +55,7 @@ export const oneHangs: Scenario = {
         const subscription = { url: `${url}hang`, eventTypes: ['order.*'] };
         await subscriptions.createSubscription({ tenantId: TENANTS[0]!, subscription });
       }
-      const load = { seconds, callers: 2, size: 200, sink: sink.firstLine };
+      const load = { seconds, callers: 4, size: 200, sink: sink.firstLine };
       return async () => (await publish({ kind: 'batch', port: product.grpcPort, ...load })).perSecond;
     };
     const beside = await side(true);

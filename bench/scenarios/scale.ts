@@ -61,7 +61,7 @@ export const subscriptions: Scenario = {
       await makeTenants(product.httpPort, isMany ? undefined : url);
       if (isMany) await subscribeToTypes(product, url);
       const spread = isMany ? { types: PER_TENANT } : { tenants: 10 };
-      const load = { seconds, callers: 2, size: 200, sink: sink.firstLine, ...spread };
+      const load = { seconds, callers: 4, size: 200, sink: sink.firstLine, ...spread };
       const rate = async () => (await publish({ kind: 'batch', port: product.grpcPort, ...load })).perSecond;
       return { rate, memory: () => residentMb(product.process.pid) };
     };
@@ -124,7 +124,7 @@ export const stored: Scenario = {
         await storeHistory(owner);
         await owner.end();
       }
-      const load = { seconds, callers: 2, size: 200, sink: sink.firstLine };
+      const load = { seconds, callers: 4, size: 200, sink: sink.firstLine };
       return async () => (await publish({ kind: 'batch', port: product.grpcPort, ...load })).perSecond;
     };
     const full = await side(true);

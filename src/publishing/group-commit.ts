@@ -141,6 +141,7 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
   /** Tenants that are far from the end of their quotas, as of a version of their configuration. */
   const far = new Map<TenantId, { readonly version: number; readonly untilMs: number }>();
   const commitCount = () => MAX_COMMITS - lanes.length;
+  let pumpsSoon = false;
   const isIdle = () => commitCount() === 0 && queue.length === 0 && nearCount === 0 && nearRunning.size === 0;
 
   function pump(): void {
@@ -588,9 +589,14 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
       }
       queuedBytes += event.payload.length;
       queue.push({ event, isWanted, done, rounds: 0, isPaid: false });
-      // The microtask lets the events of one request, and of requests read in one turn, go into one commit.
-      if (commitCount() === 0 && queue.length === 1) queueMicrotask(pump);
-      else if (queue.length >= BESIDE) pump();
+      // The microtask lets the events of one request, and of requests read in one turn, go into one commit: a commit has a
+      // row to write for each of its tenants, however few of their events it holds.
+      if (pumpsSoon || (commitCount() > 0 && queue.length < BESIDE)) return;
+      pumpsSoon = true;
+      queueMicrotask(() => {
+        pumpsSoon = false;
+        pump();
+      });
     },
     idle: () => (isIdle() ? Promise.resolve() : new Promise((done) => waiters.push(done))),
   };
