@@ -48,7 +48,7 @@ export const ingestBatch = ingest({
   about: `PublishBatch of ${BATCH} over 100 tenants, grpc-js; floor: one multi-row insert behind a bare grpc-js call`,
   load: 'batch',
   floorServer: 'insert-grpc',
-  callers: 4,
+  callers: 8,
   size: BATCH,
 });
 export const ingestStream = ingest({

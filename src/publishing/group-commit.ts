@@ -83,7 +83,7 @@ const MAX_EVENTS = 500;
 const MAX_BYTES = 4 * 1024 * 1024;
 const MAX_DELIVERIES = 10_000;
 /** A second and third commit run beside the first only when this much waits: small batches cost more each. */
-const BESIDE = 100;
+const BESIDE = 300;
 const MAX_COMMITS = 3;
 /** Commits of tenants near the end of a quota of events, beside the others: one at a time for each tenant. */
 const MAX_NEAR = 2;
