@@ -47,7 +47,11 @@ const authorization = `Bearer ${ADMIN_KEY}`;
 const headersOf = (method: string) => callHeaders(`/dispatch.v1.PublishService/${method}`, authorization);
 
 /** Publishes `size` events (1, for the unary ones), once more at each call. */
-type Caller = { readonly eventsPerCall: number; readonly call: (n: number) => Promise<void> };
+type Caller = {
+  readonly eventsPerCall: number;
+  /** The `n`th call, by one of the callers. */
+  readonly call: (n: number, caller: number) => Promise<void>;
+};
 
 /** A few connections, as a few callers would have. */
 const connections = () => Promise.all(Array.from({ length: 4 }, () => RawGrpc.connect(port)));
@@ -62,7 +66,7 @@ async function batch(): Promise<Caller> {
   const headers = headersOf('PublishBatch');
   return {
     eventsPerCall: size,
-    call: (n) => all[n % all.length]!.unary(headers, bodies[n % bodies.length]!),
+    call: (n, caller) => all[caller % all.length]!.unary(headers, bodies[n % bodies.length]!),
   };
 }
 
@@ -73,7 +77,10 @@ async function unary(): Promise<Caller> {
   });
   const all = await connections();
   const headers = headersOf('Publish');
-  return { eventsPerCall: 1, call: (n) => all[n % all.length]!.unary(headers, bodies[n % bodies.length]!) };
+  return {
+    eventsPerCall: 1,
+    call: (n, caller) => all[caller % all.length]!.unary(headers, bodies[n % bodies.length]!),
+  };
 }
 
 /** Streams that stay open, one for each of the concurrent callers; a call is a run of messages and their acks. */
@@ -112,7 +119,7 @@ async function stream(): Promise<Caller> {
         });
     }),
   );
-  return { eventsPerCall: size, call: (n) => streams[n % streams.length]!(runs[n % runs.length]!) };
+  return { eventsPerCall: size, call: (n, caller) => streams[caller]!(runs[n % runs.length]!) };
 }
 
 async function json(): Promise<Caller> {
@@ -121,14 +128,10 @@ async function json(): Promise<Caller> {
     const body = { tenantId, event: { type: 'order.created', payload: BODY.toString('base64') } };
     return rawPost('/dispatch.v1.PublishService/Publish', headers, Buffer.from(JSON.stringify(body)));
   });
-  const free = await Promise.all(Array.from({ length: callers }, () => rawConnection(port)));
+  const posts = await Promise.all(Array.from({ length: callers }, () => rawConnection(port)));
   return {
     eventsPerCall: 1,
-    async call(n) {
-      const post = free.pop()!; // there are as many as callers
-      await post(requests[n % requests.length]!);
-      free.push(post);
-    },
+    call: (n, caller) => posts[caller]!(requests[n % requests.length]!),
   };
 }
 
@@ -149,10 +152,10 @@ const until = startedAt + seconds * 1000;
 let calls = 0;
 const deliveries = () => calls * eventsPerCall * fanOut;
 
-async function publish(): Promise<void> {
+async function publish(caller: number): Promise<void> {
   while (performance.now() < until) {
     if (values.sink !== '' && deliveries() - arrived > OUTSTANDING) await pause(1);
-    else await call(calls++);
+    else await call(calls++, caller);
   }
 }
 
@@ -163,7 +166,7 @@ async function watchSink(): Promise<void> {
   }
 }
 
-const publishers = Array.from({ length: callers }, publish);
+const publishers = Array.from({ length: callers }, (_, caller) => publish(caller));
 await Promise.all(values.sink === '' ? publishers : [...publishers, watchSink()]);
 const elapsed = (performance.now() - startedAt) / 1000;
 const { user, system } = process.cpuUsage(cpuBefore);

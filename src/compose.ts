@@ -641,10 +641,8 @@ async function startApi(
       const code = error?.code ?? 'OK';
       metrics.called(method, code, seconds);
       const ours = error?.code === 'INTERNAL';
-      log.rpc(
-        { method, code, ms: seconds * 1000, tenantId, ...(ours ? { err: error.cause ?? error } : {}) },
-        ours,
-      );
+      const told = () => ({ method, code, ms: seconds * 1000, tenantId });
+      log.rpc(() => (ours ? { ...told(), err: error.cause ?? error } : told()), ours);
     },
   });
   const closeBoth = (server: RpcServer) => stack.defer(() => server.close(config.shutdownGraceMs));

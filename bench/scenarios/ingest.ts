@@ -65,7 +65,7 @@ export const ingestUnary = ingest({
   about: 'Publish over gRPC, 64 at once; floor: a bare grpc-js echo',
   load: 'unary',
   floorServer: 'echo-grpc',
-  callers: 64,
+  callers: 256,
   size: 1,
 });
 export const ingestJson = ingest({
@@ -73,6 +73,6 @@ export const ingestJson = ingest({
   about: 'Publish over Connect JSON on HTTP/1.1, 64 at once; floor: a bare connect-node echo',
   load: 'json',
   floorServer: 'echo-json',
-  callers: 64,
+  callers: 256,
   size: 1,
 });

@@ -1,5 +1,5 @@
 // API keys: `dsp_live_<id>_<secret><checksum>`. The id finds the record; only a SHA-256 of the key is stored.
-import { createHash, timingSafeEqual } from 'node:crypto';
+import { hash, timingSafeEqual } from 'node:crypto';
 import { crc32 } from 'node:zlib';
 import type { KeyId } from './ids.ts';
 
@@ -27,12 +27,12 @@ export function keyIdOf(text: string): KeyId | undefined {
 
 /** What is stored of a key. */
 export function hashApiKey(text: string): Buffer {
-  return createHash('sha256').update(text).digest();
+  return hash('sha256', text, 'buffer');
 }
 
 /** Whether a presented key has this hash; takes the same time either way. */
-export function apiKeyMatches(text: string, hash: Uint8Array): boolean {
-  return timingSafeEqual(hashApiKey(text), hash);
+export function apiKeyMatches(text: string, stored: Uint8Array): boolean {
+  return timingSafeEqual(hashApiKey(text), stored);
 }
 
 function checksumOf(head: string): string {

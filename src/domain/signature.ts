@@ -5,6 +5,7 @@ import {
   createPrivateKey,
   createPublicKey,
   createSecretKey,
+  hash,
   type KeyObject,
   sign,
 } from 'node:crypto';
@@ -15,8 +16,10 @@ const PUBLIC_PREFIX = 'whpk_';
 export const SCHEMES = ['v1', 'v1a'] as const;
 export type SignatureScheme = (typeof SCHEMES)[number];
 
-/** A secret that is ready to sign with. */
-export type SigningKey = { readonly scheme: SignatureScheme; readonly key: KeyObject };
+/** A secret that is ready to sign with; `pads` are what HMAC puts before the text and before its hash, 64 bytes each. */
+export type SigningKey =
+  | { readonly scheme: 'v1'; readonly key: KeyObject; readonly pads: readonly [Buffer, Buffer] }
+  | { readonly scheme: 'v1a'; readonly key: KeyObject };
 
 /** The key bytes of a `whsec_…` secret, or what is wrong with it. 24–64 bytes by the specification. */
 export function parseSecret(text: string): { readonly key: Buffer } | { readonly problem: string } {
@@ -57,7 +60,38 @@ export function publicKeyOf(seed: Uint8Array): Buffer {
  * v1a the secret is the seed.
  */
 export function signingKey(scheme: SignatureScheme, secret: Uint8Array): SigningKey {
-  return { scheme, key: scheme === 'v1' ? createSecretKey(secret) : ed25519Key(secret) };
+  if (scheme === 'v1a') return { scheme, key: ed25519Key(secret) };
+  const pads = [padded(secret, 0x36), padded(secret, 0x5c)] as const;
+  return { scheme, key: createSecretKey(secret), pads };
+}
+
+/** SHA-256 works on blocks of this size. */
+const BLOCK = 64;
+
+/** The key of an HMAC as RFC 2104 pads it: 24–64 bytes are no longer than a block. */
+function padded(secret: Uint8Array, pad: number): Buffer {
+  const block = Buffer.alloc(BLOCK, pad);
+  for (let i = 0; i < secret.length; i++) block[i]! ^= secret[i]!;
+  return block;
+}
+
+/** Larger bodies are not copied. */
+const MAX_COPIED = 4096;
+
+/**
+ * HMAC-SHA256 in base64. `head` is ASCII. For small bodies from its definition, hash(outer + hash(inner + text)): two calls
+ * that hash what lies ready take 1.0 µs, an Hmac object takes 2.0 µs and much longer to be collected (Node 24).
+ */
+function hmac({ key, pads }: Extract<SigningKey, { scheme: 'v1' }>, head: string, body: Uint8Array): string {
+  if (body.length > MAX_COPIED) return createHmac('sha256', key).update(head).update(body).digest('base64');
+  const text = Buffer.allocUnsafe(BLOCK + head.length + body.length);
+  text.set(pads[0]);
+  text.write(head, BLOCK, 'latin1');
+  text.set(body, BLOCK + head.length);
+  const last = Buffer.allocUnsafe(BLOCK + 32);
+  last.set(pads[1]);
+  last.write(hash('sha256', text, 'binary'), BLOCK, 'binary');
+  return hash('sha256', last, 'base64');
 }
 
 /**
@@ -73,13 +107,13 @@ export function signatureHeader(
   const head = `${id}.${timestampSeconds}.`;
   let header = '';
   let signed: Buffer | undefined;
-  for (const { scheme, key } of keys) {
+  for (const key of keys) {
     if (header !== '') header += ' ';
-    if (scheme === 'v1') {
-      header += `v1,${createHmac('sha256', key).update(head).update(body).digest('base64')}`;
+    if (key.scheme === 'v1') {
+      header += `v1,${hmac(key, head, body)}`;
     } else {
       signed ??= Buffer.concat([Buffer.from(head), body]);
-      header += `v1a,${sign(null, signed, key).toString('base64')}`;
+      header += `v1a,${sign(null, signed, key.key).toString('base64')}`;
     }
   }
   return header;

@@ -12,7 +12,7 @@ export type Log = {
   /** The one wide line of an attempt. */
   readonly attempt: (event: AttemptEvent) => void;
   /** One line a call: debug when it went well or was the caller's fault, error when it was ours. */
-  readonly rpc: (fields: object, failed: boolean) => void;
+  readonly rpc: (fields: () => object, failed: boolean) => void;
   readonly flush: () => void;
 };
 
@@ -69,8 +69,8 @@ export function createLog(level: LogLevel): Log {
       else timer ??= setTimeout(handOver, GATHER_MS).unref();
     },
     rpc: (fields, failed) => {
-      if (failed) failedRpc(fields);
-      else if (log.isLevelEnabled('debug')) wellRpc(fields);
+      if (failed) failedRpc(fields());
+      else if (log.isLevelEnabled('debug')) wellRpc(fields());
     },
     flush: () => {
       handOver();
