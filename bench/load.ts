@@ -3,7 +3,7 @@
 // With a sink's port, no more than some events × deliveries are on their way at once, and the clock stops when all have
 // arrived.
 //   node bench/load.ts <batch|stream|unary|json> <port> --seconds=5 --callers=8 --size=100 (events a call)
-//     --sink=port --fan-out=1 (deliveries an event) --tenants=100 --types=1
+//     --sink=port --fan-out=1 (deliveries an event) --tenants=100 --types=1 --data=0 (with json: KiB of `data`)
 import { parseArgs } from 'node:util';
 import { create, toBinary } from '@bufbuild/protobuf';
 import {
@@ -26,6 +26,7 @@ const { values, positionals } = parseArgs({
     'fan-out': { type: 'string', default: '1' },
     tenants: { type: 'string', default: '100' },
     types: { type: 'string', default: '1' },
+    data: { type: 'string', default: '0' },
   },
 });
 const [kind = 'batch', port = 7481] = [positionals[0], Number(positionals[1])];
@@ -34,6 +35,7 @@ const callers = Number(values.callers);
 const size = Number(values.size);
 const fanOut = Number(values['fan-out']);
 const tenants = TENANTS.slice(0, Number(values.tenants));
+const dataKib = Number(values.data);
 const typeCount = Number(values.types);
 
 const typeAt = (n: number) => (typeCount === 1 ? 'order.created' : `order.kind-${n % typeCount}`);
@@ -122,10 +124,16 @@ async function stream(): Promise<Caller> {
   return { eventsPerCall: size, call: (n, caller) => streams[caller]!(runs[n % runs.length]!) };
 }
 
+/** As many of the usual bodies in one, a KiB for two. */
+const dataOf = (kib: number) => ({
+  orders: Array.from({ length: kib * 2 }, () => JSON.parse(BODY.toString())),
+});
+
 async function json(): Promise<Caller> {
   const headers = { authorization, 'content-type': 'application/json' };
   const requests = tenants.map((tenantId) => {
-    const body = { tenantId, event: { type: 'order.created', payload: BODY.toString('base64') } };
+    const content = dataKib === 0 ? { payload: BODY.toString('base64') } : { data: dataOf(dataKib) };
+    const body = { tenantId, event: { type: 'order.created', ...content } };
     return rawPost('/dispatch.v1.PublishService/Publish', headers, Buffer.from(JSON.stringify(body)));
   });
   const posts = await Promise.all(Array.from({ length: callers }, () => rawConnection(port)));

@@ -3,10 +3,10 @@
 // database while nothing happens.
 import { readFile } from 'node:fs/promises';
 import pg from 'pg';
-import { grpcCaller } from '../../test/support/clients.ts';
 import { storeBacklog } from '../../test/support/fleet.ts';
 import { TENANTS } from '../support/payload.ts';
-import { ADMIN_KEY, type Child, startChild, startProduct } from '../support/processes.ts';
+import { type Child, startChild, startProduct } from '../support/processes.ts';
+import { RawGrpc } from '../support/raw-grpc.ts';
 import { makeTenants } from '../support/setup.ts';
 import { oneByOne } from './latency.ts';
 import type { Scenario } from './scenario.ts';
@@ -44,8 +44,8 @@ export const delayed: Scenario = {
       }
       await owner.query('VACUUM ANALYZE');
       await owner.query('CHECKPOINT');
-      const caller = grpcCaller(product.grpcPort, ADMIN_KEY);
-      stack.defer(caller.close);
+      const connection = await RawGrpc.connect(product.grpcPort);
+      stack.defer(() => connection.close());
       const state = async () => {
         const sessions = await owner.query<{ pid: number }>(
           'SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()',
@@ -67,7 +67,7 @@ export const delayed: Scenario = {
           transactions: (after.transactions - before.transactions) / 20,
         };
       };
-      return { idle, busy: () => oneByOne(caller, Number(sink.firstLine), seconds) };
+      return { idle, busy: () => oneByOne([connection], Number(sink.firstLine), seconds) };
     };
     const many = await side(true);
     const few = await side(false);

@@ -79,7 +79,11 @@ export type Product = Child & {
 };
 
 /** `dispatch serve` on a fresh database of the server at `serverUrl`. */
-export async function startProduct(serverUrl: string, env: NodeJS.ProcessEnv = {}): Promise<Product> {
+export async function startProduct(
+  serverUrl: string,
+  env: NodeJS.ProcessEnv = {},
+  args: readonly string[] = [],
+): Promise<Product> {
   const name = `bench_${randomBytes(4).toString('hex')}`;
   const client = new pg.Client({ connectionString: serverUrl });
   await client.connect();
@@ -87,7 +91,7 @@ export async function startProduct(serverUrl: string, env: NodeJS.ProcessEnv = {
   await client.end();
   const url = new URL(serverUrl);
   url.pathname = `/${name}`;
-  return startServe(url.toString(), env);
+  return startServe(url.toString(), env, args);
 }
 
 /** `dispatch serve` on a database that is there. */

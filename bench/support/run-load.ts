@@ -27,6 +27,8 @@ export type Publishing = {
   readonly fanOut?: number;
   readonly tenants?: number;
   readonly types?: number;
+  /** Of `json`: KiB of JSON in `data`, instead of the usual payload. */
+  readonly data?: number;
 };
 
 /** Publishes as fast as it is answered. */
