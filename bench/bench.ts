@@ -1,6 +1,6 @@
 // npm run bench [-- --only=end-to-end,ingest-batch --seconds=5 --rounds=3 --json=file]
 // Each scenario measures product and floor in turn (A B A B …) and tells the medians, their spread and the ratio. A
-// ratio counts; an absolute figure on a shared machine does not.
+// ratio counts; an absolute figure on a shared machine does not. The JSON file has all of it, an SVG beside it the ratios.
 import { mkdir, writeFile } from 'node:fs/promises';
 import { cpus } from 'node:os';
 import { parseArgs } from 'node:util';
@@ -18,6 +18,7 @@ import { oneHangs, receivers } from './scenarios/receivers.ts';
 import { backlog, stored, subscriptions } from './scenarios/scale.ts';
 import type { Measured, Scenario } from './scenarios/scenario.ts';
 import { workers } from './scenarios/workers.ts';
+import { chart, type Pair, type Series } from './support/chart.ts';
 import { startDatabase } from './support/processes.ts';
 
 const SCENARIOS: readonly Scenario[] = [
@@ -65,7 +66,6 @@ if (unknown.length > 0 || !(seconds > 0) || !(rounds >= 1)) {
   process.exit(2);
 }
 
-type Series = { readonly median: number; readonly min: number; readonly max: number };
 type Result = {
   readonly scenario: string;
   readonly about: string;
@@ -152,4 +152,11 @@ await writeFile(
   values.json,
   `${JSON.stringify({ at: new Date().toISOString(), machine, seconds, rounds, results }, null, 2)}\n`,
 );
+const pairs = results.flatMap(({ scenario, product, floor }): Pair[] =>
+  product === undefined || floor === undefined ? [] : [{ scenario, product, floor }],
+);
+const picture = values.json.replace(/\.json$/, '.svg');
+if (pairs.length > 0 && picture !== values.json) {
+  await writeFile(picture, chart('events or deliveries per second, medians (least–most)', pairs));
+}
 process.stdout.write(`\nmedians (min–max) of ${rounds} rounds of ${seconds} s; JSON in ${values.json}\n`);

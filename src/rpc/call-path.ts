@@ -170,7 +170,8 @@ export function createCallPath(deps: CallPathDeps) {
       const startedAt = deps.now();
       let tenantId = '';
       try {
-        const principal = await principalOf(call);
+        const known = principalOf(call);
+        const principal = known instanceof Promise ? await known : known;
         const request = decode();
         tenantId = tenantOfRequest(request);
         const context = contextOf(method, call, principal, tenantId);

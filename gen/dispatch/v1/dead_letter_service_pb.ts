@@ -424,7 +424,8 @@ export type EventReplayFilter = Message<"dispatch.v1.EventReplayFilter"> & {
   eventType: string;
 
   /**
-   * Just these: up to 1,000 `evt_…`.
+   * Just these: up to 1,000 `evt_…`. Ids that are no events are passed over, and not
+   * counted.
    *
    * @generated from field: repeated string event_ids = 4;
    */
