@@ -133,6 +133,9 @@ export function createGates(deps: GatesDeps) {
     return { hold: 'tenant', ms: Number.POSITIVE_INFINITY };
   }
 
+  /** What was let go last is a breaker's probe. */
+  let isProbe = false;
+
   return {
     /** See Admit in scheduler.ts. */
     admit(
@@ -141,11 +144,13 @@ export function createGates(deps: GatesDeps) {
       inFlight: { readonly tenant: number; readonly queue: number },
       waiting: Waiting,
     ): Admission {
+      isProbe = false;
       const config = deps.peek(tenantId);
       const target = config?.targets.get(subscriptionId);
       if (config === undefined && !absent.has(tenantId)) return load(tenantId);
       if (config === undefined || target === undefined) return 'go'; // gone or new: the worker reads anew and decides
       const breaker = deps.breakers.admits(tenantId, subscriptionId, target.breaker);
+      isProbe = breaker === 'probe';
       if (breaker === 'open') return 'drop';
       if (breaker === 'probe') return 'go';
       const { maxInFlight, deliveriesPerSecond } = config.quota;
@@ -175,12 +180,10 @@ export function createGates(deps: GatesDeps) {
       return 'go';
     },
 
-    /** Says what goes: a probe is remembered by its delivery. */
-    going(tenantId: TenantId, subscriptionId: SubscriptionId, deliveryId: DeliveryId): void {
-      const target = deps.peek(tenantId)?.targets.get(subscriptionId);
-      if (deps.breakers.admits(tenantId, subscriptionId, target?.breaker) === 'probe') {
-        deps.breakers.probeGoes(subscriptionId, deliveryId);
-      }
+    /** Says what goes, right after it was let go: a probe is remembered by its delivery. */
+    going(subscriptionId: SubscriptionId, deliveryId: DeliveryId): void {
+      if (isProbe) deps.breakers.probeGoes(subscriptionId, deliveryId);
+      isProbe = false;
     },
 
     ended: deps.breakers.ended,

@@ -172,7 +172,8 @@ export function createWorker(deps: WorkerDeps) {
 
   /** A queue that waits for a batch to fill waits no more once it is full. */
   function releaseIfFull({ tenantId, subscriptionId }: ClaimedDelivery): void {
-    const batch = deps.configs.peek(tenantId)?.targets.get(subscriptionId)?.batch;
+    const config = deps.configs.peek(tenantId);
+    const batch = config?.hasBatches === true ? config.targets.get(subscriptionId)?.batch : undefined;
     if (batch === undefined) return;
     const isFull =
       scheduler.waitingOf(tenantId, subscriptionId) >= batch.maxEvents ||
@@ -202,7 +203,7 @@ export function createWorker(deps: WorkerDeps) {
       if (!window.mayStart()) break;
       const delivery = scheduler.next(deps.gates.admit);
       if (delivery === undefined) break;
-      deps.gates.going(delivery.tenantId, delivery.subscriptionId, delivery.deliveryId);
+      deps.gates.going(delivery.subscriptionId, delivery.deliveryId);
       begin(delivery);
     }
     isPumping = false;
@@ -213,7 +214,7 @@ export function createWorker(deps: WorkerDeps) {
     const config = deps.configs.peek(delivery.tenantId);
     const target = config?.targets.get(delivery.subscriptionId);
     if (target !== undefined) {
-      prepare(gather(delivery, target), config);
+      prepare(gather(delivery, target), config, target);
       return;
     }
     // Not in memory, or newer than what is: only a configuration that was read after the claim can say that the
@@ -221,7 +222,7 @@ export function createWorker(deps: WorkerDeps) {
     deps.configs.reload(delivery.tenantId).then(
       (loaded) => {
         const found = loaded?.targets.get(delivery.subscriptionId);
-        prepare(found === undefined ? alone(delivery) : gather(delivery, found), loaded);
+        prepare(found === undefined ? alone(delivery) : gather(delivery, found), loaded, found);
       },
       (error) => {
         deps.onError(error, 'a tenant’s configuration could not be read');
@@ -259,8 +260,7 @@ export function createWorker(deps: WorkerDeps) {
   }
 
   /** Prepare: is there still somebody to deliver to, and time enough? */
-  function prepare(request: Request, config: TenantConfig | undefined): void {
-    const target = config?.targets.get(request.members[0].subscriptionId);
+  function prepare(request: Request, config: TenantConfig | undefined, target: Target | undefined): void {
     if (config === undefined || target === undefined) {
       endAll(request, 'cancelled');
     } else if (config.state !== 'active' || target.state !== 'active') {
@@ -431,7 +431,8 @@ export function createWorker(deps: WorkerDeps) {
       if (stopping || config === undefined || target === undefined) return false;
       if (!deps.gates.mayOwn(tenantId, target)) return false;
       const cap = deps.gates.waitingCap(config, target);
-      if (scheduler.waitingOf(tenantId, subscriptionId) >= cap) return false;
+      const isFull = cap !== Number.POSITIVE_INFINITY && scheduler.waitingOf(tenantId, subscriptionId) >= cap;
+      if (isFull) return false;
       return scheduler.reserve(tenantId, subscriptionId);
     },
     unreserve: scheduler.unreserve,

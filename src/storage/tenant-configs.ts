@@ -68,6 +68,8 @@ export type TenantConfig = {
   readonly matches: PatternIndex<Target>;
   /** Whether any of its subscriptions has an order: then its events are stored in the order they came in. */
   readonly isOrdered: boolean;
+  /** Some subscription has batches. */
+  readonly hasBatches: boolean;
 };
 
 const MAX_AGE_MS = 5_000;
@@ -244,8 +246,9 @@ async function readConfig(
   }
   const matches = createPatternIndex(patterns);
   const isOrdered = [...targets.values()].some((target) => target.ordering !== 'none');
+  const hasBatches = [...targets.values()].some((target) => target.batch !== undefined);
   const { config_version: version, tenant_state: state } = first;
-  return { tenantId, version, state, quota, targets, matches, isOrdered };
+  return { tenantId, version, state, quota, targets, matches, isOrdered, hasBatches };
 }
 
 function toTarget(
