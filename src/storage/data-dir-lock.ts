@@ -39,11 +39,15 @@ function isSameProcess(pid: number, start: string): boolean {
   }
 }
 
-/** When a process started, in clock ticks since boot, where /proc tells; undefined elsewhere. */
+/**
+ * When a process started, in clock ticks since boot, where /proc tells; undefined elsewhere. One that has ended, and whose
+ * parent has not asked for it yet, did not start: what it had is free.
+ */
 function startOf(pid: number): string | undefined {
   try {
     const stat = readFileSync(`/proc/${pid}/stat`, 'utf8');
-    return stat.slice(stat.lastIndexOf(')') + 2).split(' ')[19];
+    const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
+    return fields[0] === 'Z' || fields[0] === 'X' ? 'ended' : fields[19];
   } catch {
     return undefined;
   }

@@ -10,6 +10,7 @@ import { durationFromMs } from '@bufbuild/protobuf/wkt';
 import pg from 'pg';
 import { describe, expect, test } from 'vitest';
 import { RetryListSchema } from '../../gen/dispatch/v1/subscription_service_pb.ts';
+import { lockDataDir } from '../../src/storage/data-dir-lock.ts';
 import { removeEmbedded, startEmbedded } from '../../src/storage/embedded.ts';
 import { migrate } from '../../src/storage/migrate.ts';
 import { cloneDatabase } from '../support/database.ts';
@@ -102,6 +103,24 @@ describe('--processes', () => {
     );
     expect(await dispatch.kill('SIGTERM')).toBe(0);
   });
+});
+
+test('a data directory of a process that has ended is free, also while nobody has asked for its end', async () => {
+  const dataDir = await mkdtemp(join(tmpdir(), 'dispatch-zombie-'));
+  // The parent becomes a program that asks for no child.
+  const parent = spawn('sh', ['-c', 'sleep 3 & echo $!; exec sleep 60'], {
+    stdio: ['ignore', 'pipe', 'inherit'],
+  });
+  const pid = await new Promise<number>((done) =>
+    parent.stdout.once('data', (text) => done(Number(String(text)))),
+  );
+  const statOf = async () => (await readFile(`/proc/${pid}/stat`, 'utf8')).split(') ')[1]!.split(' ');
+  await writeFile(join(dataDir, 'lock'), `${pid} ${(await statOf())[19]}`);
+  await expect(lockDataDir(dataDir)).rejects.toThrow(`is in use by the dispatch with pid ${pid}`);
+  await eventually(async () => expect((await statOf())[0]).toBe('Z'));
+  await (await lockDataDir(dataDir))[Symbol.asyncDispose]();
+  parent.kill();
+  await rm(dataDir, { recursive: true });
 });
 
 describe('the embedded database', () => {
