@@ -1,6 +1,7 @@
 // Receivers that take their time, and one that never answers beside 99 that do.
 import { SubscriptionService } from '../../gen/dispatch/v1/subscription_service_pb.ts';
 import { jsonClient } from '../../test/support/clients.ts';
+import { inTurn } from '../support/in-turn.ts';
 import { TENANTS } from '../support/payload.ts';
 import { ADMIN_KEY, type Child, type Product, startChild, startProduct } from '../support/processes.ts';
 import { publish } from '../support/run-load.ts';
@@ -75,10 +76,7 @@ export const oneHangs: Scenario = {
     const owned = stack.move();
     return {
       async product() {
-        // Which comes first alternates: what the machine does meanwhile is not one side's.
-        let hanging = round % 2 === 0 ? await beside() : 0;
-        const none = await without();
-        if (round++ % 2 === 1) hanging = await beside();
+        const [hanging, none] = await inTurn(round++, beside, without);
         return { figures: { 'beside /s': hanging, 'without /s': none, ratio: hanging / none } };
       },
       floor: undefined,

@@ -5,6 +5,7 @@ import { SubscriptionService } from '../../gen/dispatch/v1/subscription_service_
 import { jsonClient } from '../../test/support/clients.ts';
 import { storeBacklog } from '../../test/support/fleet.ts';
 import { residentMb } from '../support/cpu.ts';
+import { inTurn, type Rate } from '../support/in-turn.ts';
 import { BODY, TENANTS } from '../support/payload.ts';
 import {
   ADMIN_KEY,
@@ -18,15 +19,6 @@ import { publish } from '../support/run-load.ts';
 import { makeTenants } from '../support/setup.ts';
 import { WARM_UP_S } from './end-to-end.ts';
 import type { Scenario } from './scenario.ts';
-
-type Rate = () => Promise<number>;
-
-/** Measures both, and which comes first alternates: what the machine does meanwhile is not one side's. */
-async function inTurn(round: number, large: Rate, small: Rate): Promise<[number, number]> {
-  if (round % 2 === 0) return [await large(), await small()];
-  const first = await small();
-  return [await large(), first];
-}
 
 const pause = (ms: number) => new Promise((done) => setTimeout(done, ms));
 
