@@ -68,10 +68,11 @@ export function signingKey(scheme: SignatureScheme, secret: Uint8Array): Signing
 /** SHA-256 works on blocks of this size. */
 const BLOCK = 64;
 
-/** The key of an HMAC as RFC 2104 pads it: 24–64 bytes are no longer than a block. */
+/** The key of an HMAC as RFC 2104 pads it; one that is longer than a block is hashed first. */
 function padded(secret: Uint8Array, pad: number): Buffer {
+  const key = secret.length > BLOCK ? hash('sha256', secret, 'buffer') : secret;
   const block = Buffer.alloc(BLOCK, pad);
-  for (let i = 0; i < secret.length; i++) block[i]! ^= secret[i]!;
+  for (let i = 0; i < key.length; i++) block[i]! ^= key[i]!;
   return block;
 }
 
