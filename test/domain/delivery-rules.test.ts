@@ -167,7 +167,7 @@ describe('signatures', () => {
   test('are the HMAC of id, time and body, for keys and bodies of any size', () => {
     const size = fc.oneof(fc.nat({ max: 200 }), fc.integer({ min: 4_000, max: 4_200 }), fc.constant(1 << 20));
     fc.assert(
-      fc.property(size, fc.uint8Array({ minLength: 1, maxLength: 100 }), (bodyBytes, key) => {
+      fc.property(size, fc.uint8Array({ minLength: 1, maxLength: 100, size: 'max' }), (bodyBytes, key) => {
         const body = randomBytes(bodyBytes);
         const expected = createHmac('sha256', key).update('evt_1.1700000000.').update(body).digest('base64');
         expect(signatureHeader([signingKey('v1', key)], 'evt_1', 1_700_000_000, body)).toBe(`v1,${expected}`);
