@@ -10,10 +10,10 @@ import { removeEmbedded } from '../../src/storage/embedded.ts';
 import { cloneDatabase } from '../support/database.ts';
 import { eventually } from '../support/eventually.ts';
 import { ADMIN_KEY, clientsOf, MASTER_KEY } from '../support/instance.ts';
-import { checkLedger, type Verdict } from '../support/ledger.ts';
+import { arrivalOf, checkLedger, type Verdict } from '../support/ledger.ts';
 import { type ProducerLedger, publishUntilAcked } from '../support/load.ts';
 import { type DispatchProcess, freePort, spawnDispatch } from '../support/processes.ts';
-import { startReceiver } from '../support/receiver.ts';
+import { type Receiver, startReceiver } from '../support/receiver.ts';
 
 const ALLOW = { DISPATCH_ALLOW_ENDPOINT_CIDRS: '127.0.0.0/8' };
 
@@ -21,9 +21,10 @@ const ALLOW = { DISPATCH_ALLOW_ENDPOINT_CIDRS: '127.0.0.0/8' };
 async function drained(
   owner: pg.Client,
   acked: ProducerLedger,
-  receiver: { received: Parameters<typeof checkLedger>[1]['received'] },
+  receiver: Pick<Receiver, 'received'>,
 ): Promise<Verdict> {
-  const judge = () => checkLedger(owner, { acked, unackedHashes: new Set(), received: receiver.received });
+  const judge = () =>
+    checkLedger(owner, { acked, unackedHashes: new Set(), arrivals: receiver.received.map(arrivalOf) });
   return eventually(async () => {
     const verdict = await judge();
     expect(verdict.unfinished).toBe(0);
@@ -139,8 +140,11 @@ describe('many processes', () => {
       lost: 0,
       unexpected: 0,
       duplicated: 0,
+      fannedOutTwice: 0,
       unfinished: 0,
       missingEvents: 0,
+      unknownEvents: 0,
+      misrecorded: 0,
     });
     for (const process of [...apis, ...workers]) expect(await process.kill('SIGTERM')).toBe(0);
   }, 240_000);

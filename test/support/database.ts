@@ -6,8 +6,11 @@ import { TEMPLATE } from './postgres.ts';
 
 export type TestDatabase = AsyncDisposable & { readonly url: string; readonly owner: pg.Client };
 
-export async function cloneDatabase(): Promise<TestDatabase> {
-  const serverUrl = inject('serverUrl');
+/** A clone on the server of this vitest run. */
+export const cloneDatabase = (): Promise<TestDatabase> => cloneDatabaseOn(inject('serverUrl'));
+
+/** A clone of the template (see prepareTemplate) of a server. */
+export async function cloneDatabaseOn(serverUrl: string): Promise<TestDatabase> {
   const name = `dispatch_test_${randomBytes(6).toString('hex')}`;
   const admin = new pg.Client({ connectionString: serverUrl });
   await admin.connect();

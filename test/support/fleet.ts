@@ -17,6 +17,16 @@ export type Fleet = AsyncDisposable & {
   readonly admin: Clients;
 };
 
+/** What processes on a database need, and quotas that are in nobody's way. */
+export const environmentOn = (databaseUrl: string) => ({
+  DISPATCH_DATABASE_URL: databaseUrl,
+  DISPATCH_ADMIN_KEY: ADMIN_KEY,
+  DISPATCH_MASTER_KEYS: `test:${MASTER_KEY.toString('base64')}`,
+  DISPATCH_DATABASE_POOL_SIZE: '4',
+  DISPATCH_ALLOW_ENDPOINT_CIDRS: '127.0.0.0/8',
+  DISPATCH_DEFAULT_QUOTA: '{"publishPerSecond": 0}',
+});
+
 export async function startFleet(
   size: { readonly apis: number; readonly workers: number; readonly redis: boolean },
   settings: Readonly<Record<string, string>> = {},
@@ -25,12 +35,7 @@ export async function startFleet(
   const database = stack.use(await cloneDatabase());
   const redis = size.redis ? stack.use(await startRedis()) : undefined;
   const environment = {
-    DISPATCH_DATABASE_URL: database.url,
-    DISPATCH_ADMIN_KEY: ADMIN_KEY,
-    DISPATCH_MASTER_KEYS: `test:${MASTER_KEY.toString('base64')}`,
-    DISPATCH_DATABASE_POOL_SIZE: '4',
-    DISPATCH_ALLOW_ENDPOINT_CIDRS: '127.0.0.0/8',
-    DISPATCH_DEFAULT_QUOTA: '{"publishPerSecond": 0}',
+    ...environmentOn(database.url),
     ...(redis === undefined ? {} : { DISPATCH_REDIS_URL: redis.url }),
     ...settings,
   };

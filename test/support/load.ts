@@ -2,9 +2,9 @@
 // acked, and keep the ledger.
 import type { Client } from '@connectrpc/connect';
 import type { PublishService } from '../../gen/dispatch/v1/publish_service_pb.ts';
-import { hashOf } from './ledger.ts';
+import { type Acked, hashOf } from './ledger.ts';
 
-export type ProducerLedger = Map<string, { readonly bodyHash: string; readonly deliveryCount: number }>;
+export type ProducerLedger = Map<string, Acked>;
 
 /**
  * Publishes events `from` to `to` in batches, each batch until it is acked. A batch that failed is sent again with

@@ -19,28 +19,34 @@ declare module 'vitest' {
 /** A migrated database that each test file clones. */
 export const TEMPLATE = 'dispatch_test_template';
 
-type Server = { readonly url: string; readonly stop: () => Promise<void> };
+/** A running server; a superuser's URL. */
+export type Server = { readonly url: string; readonly stop: () => Promise<void> };
 
 let server: Server | undefined;
 
 export async function setup(project: TestProject): Promise<void> {
   server = await findServer();
-  const client = new pg.Client({ connectionString: server.url });
+  await prepareTemplate(server.url);
+  project.provide('serverUrl', server.url);
+}
+
+/** Makes the migrated database that others are cloned from. */
+export async function prepareTemplate(serverUrl: string): Promise<void> {
+  const client = new pg.Client({ connectionString: serverUrl });
   await client.connect();
   await client.query(`DROP DATABASE IF EXISTS ${TEMPLATE} WITH (FORCE)`);
   await client.query(`CREATE DATABASE ${TEMPLATE}`);
   await client.end();
-  const template = new URL(server.url);
+  const template = new URL(serverUrl);
   template.pathname = `/${TEMPLATE}`;
   await migrate(template.toString(), { hashPartitions: 4, partitionDays: 7 });
-  project.provide('serverUrl', server.url);
 }
 
 export async function teardown(): Promise<void> {
   await server?.stop();
 }
 
-async function findServer(): Promise<Server> {
+export async function findServer(): Promise<Server> {
   const given = process.env['DISPATCH_TEST_DATABASE_URL'];
   if (given !== undefined && given !== '') return { url: given, stop: async () => {} };
   const failures: string[] = [];

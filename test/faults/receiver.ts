@@ -1,0 +1,52 @@
+// The endpoint of fault runs: keeps of each request what the ledger needs, and answers as the scenario says.
+import { createServer, type IncomingMessage } from 'node:http';
+import type { AddressInfo } from 'node:net';
+import { type Arrival, arrivalOf } from '../support/ledger.ts';
+import type { World } from './world.ts';
+
+/** A request, before it is answered. */
+export type Request = Arrival & { readonly attempt: number; readonly path: string };
+
+export type Endpoint = AsyncDisposable & {
+  readonly url: string;
+  readonly port: number;
+  /** The status of an answer; undefined: none is given. May change at any time. */
+  answer: (request: Request) => number | undefined | Promise<number | undefined>;
+  /** Called once the answer has left. */
+  answered: (request: Request) => void;
+};
+
+/** Starts one on loopback that answers 204 and writes down every request that it answers with 2xx or not at all. */
+export async function startEndpoint(world: World): Promise<Endpoint> {
+  const server = createServer({ keepAliveTimeout: 60_000 }, (message: IncomingMessage, response) => {
+    const chunks: Buffer[] = [];
+    message.on('data', (chunk) => chunks.push(chunk));
+    message.on('error', () => {}); // its sender was killed
+    message.on('end', async () => {
+      const arrival = arrivalOf({ headers: message.headers, body: Buffer.concat(chunks) });
+      const attempt = Number(message.headers['dispatch-attempt']);
+      const request = { ...arrival, attempt, path: message.url ?? '' };
+      const status = await endpoint.answer(request);
+      if (status === undefined || status < 300) {
+        world.ledger.arrivals.push(arrival);
+        world.timeline.received();
+      }
+      if (status === undefined) return;
+      response.on('finish', () => endpoint.answered(request));
+      response.writeHead(status).end();
+    });
+  });
+  await new Promise<void>((done) => server.listen(0, '127.0.0.1', done));
+  const { port } = server.address() as AddressInfo;
+  const endpoint: Endpoint = {
+    url: `http://127.0.0.1:${port}/hook`,
+    port,
+    answer: () => 204,
+    answered: () => {},
+    async [Symbol.asyncDispose]() {
+      server.closeAllConnections();
+      await new Promise((done) => server.close(done));
+    },
+  };
+  return world.use(endpoint);
+}

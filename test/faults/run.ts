@@ -1,0 +1,78 @@
+// npm run faults [-- --only=worker-kill,api-kill --minutes=60 --seed=1 --out=dir]
+// Runs the fault scenarios against real processes and servers, one after the other, and lets the ledger checker judge
+// each. Prints a table, writes a JSON report and a picture of each run, and exits with 1 if a promise was broken.
+import { randomInt } from 'node:crypto';
+import { mkdir, writeFile } from 'node:fs/promises';
+import { cpus } from 'node:os';
+import { join } from 'node:path';
+import { parseArgs } from 'node:util';
+import { findServer, prepareTemplate } from '../support/postgres.ts';
+import { FULL_MINUTES, type Report, runScenario } from './runner.ts';
+import { SCENARIOS } from './scenarios.ts';
+
+const { values } = parseArgs({
+  options: {
+    only: { type: 'string' },
+    minutes: { type: 'string', default: String(FULL_MINUTES) },
+    seed: { type: 'string', default: String(randomInt(2 ** 31)) },
+    out: { type: 'string', default: 'test/faults/results' },
+  },
+});
+const names = values.only?.split(',');
+const chosen = SCENARIOS.filter((s) => names?.includes(s.name) ?? true);
+const unknown = names?.filter((name) => !SCENARIOS.some((s) => s.name === name)) ?? [];
+const minutes = Number(values.minutes);
+const seed = Number(values.seed);
+if (unknown.length > 0 || !(minutes > 0) || !Number.isSafeInteger(seed)) {
+  process.stderr.write(
+    `scenarios are ${SCENARIOS.map((s) => s.name).join(', ')}; --minutes > 0 (${FULL_MINUTES}: full size); --seed a whole number\n`,
+  );
+  process.exit(2);
+}
+
+const server = await findServer();
+await prepareTemplate(server.url);
+await mkdir(values.out, { recursive: true });
+const scale = Math.min(1, minutes / FULL_MINUTES);
+process.stdout.write(`seed ${seed}, ${Math.round(scale * 100)} % of the full size\n`);
+const reports: Report[] = [];
+for (const scenario of chosen) {
+  const say = (line: string) => process.stderr.write(`  ${scenario.name}: ${line}\n`);
+  const { report, picture } = await runScenario(scenario, { seed, scale, serverUrl: server.url, say });
+  reports.push(report);
+  await writeFile(join(values.out, `${scenario.name}.svg`), picture);
+  process.stdout.write(`${rowOf(report)}\n`);
+}
+await server.stop();
+
+const machine = { cpu: cpus()[0]?.model, cores: cpus().length, node: process.version };
+const at = new Date().toISOString();
+await writeFile(
+  join(values.out, 'report.json'),
+  `${JSON.stringify({ at, machine, seed, scale, reports }, null, 2)}\n`,
+);
+const broken = reports.filter((report) => report.broken.length > 0);
+process.stdout.write(
+  `${reports.length - broken.length} of ${reports.length} held; report and pictures in ${values.out}\n`,
+);
+process.exit(broken.length === 0 ? 0 : 1);
+
+function rowOf({ scenario, seconds, verdict, figures, broken }: Report): string {
+  const parts = [
+    broken.length === 0 ? 'held  ' : 'BROKEN',
+    scenario.padEnd(20),
+    `${seconds.toFixed(0)} s`.padStart(6),
+    verdict === undefined
+      ? ''
+      : `${verdict.acked} acked, ${verdict.lost} lost, ${verdict.unexpected} unexpected, ${verdict.duplicated} duplicated`,
+    ...figures.map(({ name, value, atMost, atLeast }) => {
+      const bound = atMost !== undefined ? ` (≤ ${atMost})` : atLeast !== undefined ? ` (≥ ${atLeast})` : '';
+      return `${name} ${Number(value.toFixed(3))}${bound}`;
+    }),
+  ];
+  const lines = [parts.filter((part) => part !== '').join('  ')];
+  for (const sentence of broken) lines.push(`       broken: ${sentence}`);
+  if (broken.length > 0)
+    lines.push(`       replay: npm run faults -- --only=${scenario} --seed=${seed} --minutes=${minutes}`);
+  return lines.join('\n');
+}

@@ -1,0 +1,79 @@
+// Workers are killed by SIGKILL at random moments under a steady load. Whatever a worker had claimed is sent again once its
+// lease has run out: nothing is lost, and no more is sent twice than was in flight at the kills.
+import { setTimeout as wait } from 'node:timers/promises';
+import type pg from 'pg';
+import type { DispatchProcess } from '../../support/processes.ts';
+import { startProducer } from '../producer.ts';
+import { startEndpoint } from '../receiver.ts';
+import type { Scenario } from '../scenario.ts';
+import { adminOf, subscribe } from '../world.ts';
+
+const WORKERS = 3;
+const PER_SECOND = 1_000;
+const LEASE_S = 10;
+const TENANTS = ['t0', 't1', 't2', 't3'];
+
+export const workerKill: Scenario = {
+  name: 'worker-kill',
+  about: '200 × SIGKILL of a worker under 200,000 deliveries at 1,000/s',
+  promises: ['P2', 'P3'],
+  seconds: 260,
+  async run(world) {
+    const { url, owner } = await world.database();
+    const endpoint = await startEndpoint(world);
+    const settings = { DISPATCH_LEASE_SECONDS: String(LEASE_S) };
+    const api = await world.dispatch(url, 'api', settings);
+    const start = () => world.dispatch(url, 'worker,maintenance', settings);
+    const workers = new Set<DispatchProcess>();
+    for (let i = 0; i < WORKERS; i++) workers.add(await start());
+    const admin = adminOf(api);
+    for (const tenantId of TENANTS) await subscribe(admin, tenantId, endpoint.url);
+    const kills = world.sized(200, 20);
+    const producer = startProducer(world, {
+      tenantIds: TENANTS,
+      clients: () => [admin],
+      perSecond: PER_SECOND,
+      count: kills * PER_SECOND,
+    });
+    const starting: Promise<unknown>[] = [];
+    const inFlight = new Set<string>();
+    for (let kill = 1; kill <= kills; kill++) {
+      const dueAt = kill * (PER_SECOND * 0.95);
+      while (producer.ackedCount() < dueAt) await wait(5);
+      await wait(world.between(0, 50));
+      const victim = [...workers][world.between(0, workers.size - 1)]!;
+      workers.delete(victim);
+      await victim.kill('SIGKILL');
+      world.timeline.fault(`kill ${kill}`);
+      starting.push(start().then((worker) => workers.add(worker)));
+      await wait(SETTLED_MS);
+      for (const claimed of await leftBehind(owner)) inFlight.add(claimed);
+      while (workers.size === 0) await wait(20);
+    }
+    await Promise.all(starting);
+    await producer.done;
+    const verdict = await world.judge(url);
+    return {
+      verdict,
+      figures: [
+        { name: 'kills', value: kills },
+        { name: 'claimed at the kills', value: inFlight.size },
+        { name: 'duplicates ÷ claimed', value: verdict.duplicated / Math.max(1, inFlight.size), atMost: 1 },
+        { name: 'duplicates ÷ deliveries', value: verdict.duplicated / verdict.acked, atMost: 0.01 },
+      ],
+    };
+  },
+};
+
+/** Under this load a worker that lives has finished by then what it had claimed when another was killed. */
+const SETTLED_MS = 250;
+
+/** Claims that are older than that: those of dead workers, by delivery and lease. */
+async function leftBehind(owner: pg.Client): Promise<string[]> {
+  const { rows } = await owner.query<{ claimed: string }>(
+    `SELECT id || '/' || lease AS claimed FROM deliveries
+     WHERE lease IS NOT NULL AND run_at <= now() + make_interval(secs => $1)`,
+    [LEASE_S - SETTLED_MS / 1000],
+  );
+  return rows.map((row) => row.claimed);
+}
