@@ -7,6 +7,7 @@ import { cpus } from 'node:os';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { findServer, prepareTemplate } from '../support/postgres.ts';
+import { rowOf } from './report.ts';
 import { FULL_MINUTES, type Report, runScenario } from './runner.ts';
 import { SCENARIOS } from './scenarios.ts';
 
@@ -41,7 +42,7 @@ for (const scenario of chosen) {
   const { report, picture } = await runScenario(scenario, { seed, scale, serverUrl: server.url, say });
   reports.push(report);
   await writeFile(join(values.out, `${scenario.name}.svg`), picture);
-  process.stdout.write(`${rowOf(report)}\n`);
+  process.stdout.write(`${rowOf(report, scale)}\n`);
 }
 await server.stop();
 
@@ -56,23 +57,3 @@ process.stdout.write(
   `${reports.length - broken.length} of ${reports.length} held; report and pictures in ${values.out}\n`,
 );
 process.exit(broken.length === 0 ? 0 : 1);
-
-function rowOf({ scenario, seconds, verdict, figures, broken }: Report): string {
-  const parts = [
-    broken.length === 0 ? 'held  ' : 'BROKEN',
-    scenario.padEnd(20),
-    `${seconds.toFixed(0)} s`.padStart(6),
-    verdict === undefined
-      ? ''
-      : `${verdict.acked} acked, ${verdict.lost} lost, ${verdict.unexpected} unexpected, ${verdict.duplicated} duplicated`,
-    ...figures.map(({ name, value, atMost, atLeast }) => {
-      const bound = atMost !== undefined ? ` (≤ ${atMost})` : atLeast !== undefined ? ` (≥ ${atLeast})` : '';
-      return `${name} ${Number(value.toFixed(3))}${bound}`;
-    }),
-  ];
-  const lines = [parts.filter((part) => part !== '').join('  ')];
-  for (const sentence of broken) lines.push(`       broken: ${sentence}`);
-  if (broken.length > 0)
-    lines.push(`       replay: npm run faults -- --only=${scenario} --seed=${seed} --minutes=${minutes}`);
-  return lines.join('\n');
-}
