@@ -1,6 +1,12 @@
 import { defineConfig } from 'vitest/config';
 
-// `unit` needs nothing but Node; `service` runs against a real PostgreSQL, which globalSetup finds or starts.
+// `unit` needs nothing but Node. The others run against a real PostgreSQL, which globalSetup finds or starts.
+const onPostgres = {
+  globalSetup: ['test/support/postgres.ts'],
+  testTimeout: 120_000,
+  hookTimeout: 120_000,
+};
+
 export default defineConfig({
   test: {
     reporters: ['default'],
@@ -10,22 +16,28 @@ export default defineConfig({
           name: 'unit',
           include: ['test/**/*.test.ts'],
           exclude: ['test/e2e/**', 'test/storage/**', 'test/limits/**', 'test/faults/**'],
+          sequence: { groupOrder: 0 },
         },
       },
       {
         test: {
+          ...onPostgres,
           name: 'service',
-          include: [
-            'test/e2e/**/*.test.ts',
-            'test/storage/**/*.test.ts',
-            'test/limits/**/*.test.ts',
-            'test/faults/**/*.test.ts',
-          ],
-          globalSetup: ['test/support/postgres.ts'],
-          testTimeout: 120_000,
-          hookTimeout: 120_000,
-          // Two cores are shared by the database, the service and its receivers: one file at a time.
+          include: ['test/e2e/**/*.test.ts', 'test/storage/**/*.test.ts', 'test/limits/**/*.test.ts'],
+          // Two cores are shared by the databases, the services and their receivers. Most of these tests wait for a span
+          // of time most of the time.
+          maxWorkers: 2,
+          sequence: { groupOrder: 1 },
+        },
+      },
+      {
+        test: {
+          ...onPostgres,
+          name: 'faults',
+          include: ['test/faults/**/*.test.ts'],
+          // What they find includes how long things took: one at a time.
           fileParallelism: false,
+          sequence: { groupOrder: 2 },
         },
       },
     ],

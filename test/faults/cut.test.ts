@@ -8,7 +8,7 @@ import { SCENARIOS } from './scenarios.ts';
 const SCALE = 0.1;
 const seed = Number(process.env['DISPATCH_TEST_SEED'] ?? randomInt(2 ** 31));
 
-for (const scenario of SCENARIOS) {
+for (const scenario of SCENARIOS.filter((s) => s.isOfTests !== true)) {
   test(`${scenario.about}, at ${SCALE * 100} %, keeps ${scenario.promises.join(', ')}`, async () => {
     const options = { seed, scale: SCALE, serverUrl: inject('serverUrl'), say: () => {} };
     const { report } = await runScenario(scenario, options);
