@@ -1,5 +1,7 @@
 // Every fault scenario, in the order in which they run.
 import type { Scenario } from './scenario.ts';
+import { apiKill } from './scenarios/api-kill.ts';
+import { publishCut } from './scenarios/publish-cut.ts';
 import { workerKill } from './scenarios/worker-kill.ts';
 
-export const SCENARIOS: readonly Scenario[] = [workerKill];
+export const SCENARIOS: readonly Scenario[] = [workerKill, apiKill, publishCut];
