@@ -3,5 +3,6 @@ import type { Scenario } from './scenario.ts';
 import { apiKill } from './scenarios/api-kill.ts';
 import { publishCut } from './scenarios/publish-cut.ts';
 import { workerKill } from './scenarios/worker-kill.ts';
+import { workerPoints } from './scenarios/worker-points.ts';
 
-export const SCENARIOS: readonly Scenario[] = [workerKill, apiKill, publishCut];
+export const SCENARIOS: readonly Scenario[] = [workerKill, workerPoints, apiKill, publishCut];
