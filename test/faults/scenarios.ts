@@ -4,5 +4,6 @@ import { apiKill } from './scenarios/api-kill.ts';
 import { publishCut } from './scenarios/publish-cut.ts';
 import { workerKill } from './scenarios/worker-kill.ts';
 import { workerPoints } from './scenarios/worker-points.ts';
+import { zombie } from './scenarios/zombie.ts';
 
-export const SCENARIOS: readonly Scenario[] = [workerKill, workerPoints, apiKill, publishCut];
+export const SCENARIOS: readonly Scenario[] = [workerKill, workerPoints, zombie, apiKill, publishCut];

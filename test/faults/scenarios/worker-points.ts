@@ -3,10 +3,9 @@
 import type pg from 'pg';
 import { idFromUuid } from '../../../src/domain/ids.ts';
 import { eventually } from '../../support/eventually.ts';
-import { hashOf } from '../../support/ledger.ts';
-import type { Clients } from '../../support/rpc-clients.ts';
 import { executes, throughPort } from '../postgres-wire.ts';
 import { startProxy, type Proxy as TcpProxy } from '../proxy.ts';
+import { numbered, publishAll } from '../publish.ts';
 import { type Endpoint, type Request, startEndpoint } from '../receiver.ts';
 import type { Scenario } from '../scenario.ts';
 import { adminOf, subscribe, type World } from '../world.ts';
@@ -62,7 +61,7 @@ export const workerPoints: Scenario = {
       const fromMs = Date.now();
       const victim = await world.dispatch(throughPort(url, back.port), 'worker', settings);
       const struck = arm(world, POINTS[kill % POINTS.length]!, wires, seen);
-      await publish(world, admin, kill);
+      await publishAll(world, admin, TENANT, numbered(EVENTS, kill));
       await struck(() => victim.kill('SIGKILL'));
       disarm(wires, seen);
       lives.push({ fromMs, toMs: Date.now(), leases: await leasesOf(owner, known) });
@@ -86,21 +85,6 @@ export const workerPoints: Scenario = {
     };
   },
 };
-
-async function publish(world: World, admin: Clients, kill: number): Promise<void> {
-  const payloads = Array.from({ length: EVENTS }, (_, n) => Buffer.from(`{"kill":${kill},"n":${n}}`));
-  const events = payloads.map((value) => ({
-    type: 'order.created',
-    body: { case: 'payload' as const, value },
-  }));
-  const { results } = await admin.publish.publishBatch({ tenantId: TENANT, events });
-  for (const [i, { result }] of results.entries()) {
-    if (result.case !== 'ok') throw new Error(`event ${i} was refused: ${result.value?.message}`);
-    const { eventId, deliveryCount } = result.value;
-    world.ledger.acked.set(eventId, { bodyHash: hashOf(payloads[i]!), deliveryCount });
-  }
-  world.timeline.acked(results.length);
-}
 
 /**
  * Stops everything on the wires once the worker comes to the point. What is returned waits until then and until the kill
