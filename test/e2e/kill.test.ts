@@ -1,18 +1,14 @@
-// kill -9 of the all-in-one process with its embedded database, and two API with two worker processes. The ledger
-// checker is the judge.
-import { mkdtemp, readFile } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+// Two API with two worker processes, SIGTERM under load, and connections to the database that are cut. The ledger checker
+// is the judge. What is killed is in test/faults/.
 import { setTimeout as wait } from 'node:timers/promises';
-import pg from 'pg';
+import type pg from 'pg';
 import { describe, expect, test } from 'vitest';
-import { removeEmbedded } from '../../src/storage/embedded.ts';
 import { cloneDatabase } from '../support/database.ts';
 import { eventually } from '../support/eventually.ts';
 import { ADMIN_KEY, clientsOf, MASTER_KEY } from '../support/instance.ts';
 import { arrivalOf, checkLedger, type Verdict } from '../support/ledger.ts';
 import { type ProducerLedger, publishUntilAcked } from '../support/load.ts';
-import { type DispatchProcess, freePort, spawnDispatch } from '../support/processes.ts';
+import { freePort, spawnDispatch } from '../support/processes.ts';
 import { type Receiver, startReceiver } from '../support/receiver.ts';
 
 const ALLOW = { DISPATCH_ALLOW_ENDPOINT_CIDRS: '127.0.0.0/8' };
@@ -30,66 +26,6 @@ async function drained(
     expect(verdict.unfinished).toBe(0);
     return verdict;
   }, 100_000);
-}
-
-describe('kill -9', () => {
-  test('5,000 events while the all-in-one process is killed five times: nothing acked is lost, nothing is unexpected', async () => {
-    const dataDir = await mkdtemp(join(tmpdir(), 'dispatch-kill-'));
-    await using receiver = await startReceiver();
-    const environment = {
-      ...ALLOW,
-      DISPATCH_DATA_DIR: dataDir,
-      DISPATCH_HTTP_PORT: String(await freePort()),
-      DISPATCH_GRPC_PORT: String(await freePort()),
-      // Short leases, so that what a killed process held is due again soon.
-      DISPATCH_LEASE_SECONDS: '20',
-    };
-    let dispatch: DispatchProcess = await spawnDispatch(environment);
-    const adminKey = await readFile(join(dataDir, 'admin-key'), 'utf8');
-    const clients = clientsOf(dispatch.httpPort, adminKey);
-    await clients.tenants.createTenant({ tenant: { tenantId: 'acme' } });
-    await clients.subscriptions.createSubscription({
-      tenantId: 'acme',
-      subscription: { url: receiver.url, eventTypes: ['order.*'], attemptTimeout: { seconds: 5n } },
-    });
-    const acked: ProducerLedger = new Map();
-    const produced = Promise.all(
-      [0, 1, 2, 3, 4].map((n) =>
-        publishUntilAcked(() => clients.publish, 'acme', n * 1_000, (n + 1) * 1_000, acked),
-      ),
-    );
-    for (let kill = 1; kill <= 5; kill++) {
-      // Each kill comes once some more events were acked: in the middle of the work, wherever that is.
-      await eventually(() => expect(acked.size).toBeGreaterThanOrEqual(Math.min(kill * 700, 4_900)), 60_000);
-      await dispatch.kill('SIGKILL');
-      dispatch = await spawnDispatch(environment);
-    }
-    await produced;
-    expect(acked.size).toBe(5_000);
-    const password = await readFile(join(dataDir, 'postgres', 'password'), 'utf8').catch(() => undefined);
-    const home = password === undefined ? await outsideHome(dataDir) : join(dataDir, 'postgres');
-    const port = await readFile(join(home, 'port'), 'utf8');
-    const owner = new pg.Client({
-      host: '127.0.0.1',
-      port: Number(port),
-      user: 'dispatch',
-      database: 'dispatch',
-      password: (await readFile(join(home, 'password'), 'utf8')).trim(),
-    });
-    await owner.connect();
-    const verdict = await drained(owner, acked, receiver);
-    console.log('ledger, 5 × SIGKILL:', JSON.stringify(verdict));
-    expect(verdict).toMatchObject({ acked: 5_000, lost: 0, unexpected: 0, unfinished: 0, missingEvents: 0 });
-    await owner.end();
-    expect(await dispatch.kill('SIGTERM')).toBe(0);
-    await removeEmbedded(dataDir);
-  }, 240_000);
-});
-
-/** Where the data is when the database's user cannot enter the data directory. */
-async function outsideHome(dataDir: string): Promise<string> {
-  const note = await readFile(join(dataDir, 'postgres', 'README'), 'utf8');
-  return note.trim().split(' ').pop() ?? '';
 }
 
 describe('many processes', () => {

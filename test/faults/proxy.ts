@@ -16,10 +16,10 @@ export type Link = {
 };
 
 /**
- * What becomes of a chunk: `pass`, `swallow` (it is gone, the connection stays), or `cut` (both sides are reset before
- * the chunk arrives).
+ * What becomes of a chunk: `pass`, `swallow` (it is gone, the connection stays), `cut` (both sides are reset before
+ * the chunk arrives), or bytes that pass instead: a part of it.
  */
-export type Fate = 'pass' | 'swallow' | 'cut';
+export type Fate = 'pass' | 'swallow' | 'cut' | Buffer;
 
 export type ProxyRules = {
   /** Asked about every chunk; a chunk is what one read brought, so a pattern may be split over two only when it is long. */
@@ -82,10 +82,11 @@ export async function startProxy(targetPort: number): Promise<Proxy> {
       if (rules.isHalfOpen) return;
       const fate = rules.onChunk(chunk, direction, link);
       if (fate === 'cut') link.cut();
-      if (fate !== 'pass' || to.destroyed) return;
-      link.bytes[direction] += chunk.length;
+      if (fate === 'cut' || fate === 'swallow' || to.destroyed) return;
+      const passed = fate === 'pass' ? chunk : fate;
+      link.bytes[direction] += passed.length;
       const pass = () => {
-        if (to.destroyed || to.write(chunk)) return;
+        if (to.destroyed || to.write(passed)) return;
         from.pause();
         to.once('drain', () => from.resume());
       };

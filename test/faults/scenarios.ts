@@ -1,7 +1,21 @@
 // Every fault scenario, in the order in which they run.
 import type { Scenario } from './scenario.ts';
+import { allInOne } from './scenarios/all-in-one.ts';
+import { apiKill } from './scenarios/api-kill.ts';
 import { hostile } from './scenarios/hostile.ts';
+import { publishCut } from './scenarios/publish-cut.ts';
 import { ssrf } from './scenarios/ssrf.ts';
 import { workerKill } from './scenarios/worker-kill.ts';
+import { workerPoints } from './scenarios/worker-points.ts';
+import { zombie } from './scenarios/zombie.ts';
 
-export const SCENARIOS: readonly Scenario[] = [workerKill, hostile, ssrf];
+export const SCENARIOS: readonly Scenario[] = [
+  workerKill,
+  workerPoints,
+  zombie,
+  apiKill,
+  publishCut,
+  allInOne,
+  hostile,
+  ssrf,
+];
