@@ -82,7 +82,7 @@ import { createMetrics, type Metrics } from './telemetry/metrics.ts';
 /** What compose needs beside the configuration: what main found out or made. */
 export type Ready = {
   readonly config: Config;
-  /** A migrated database, as its owner. */
+  /** A migrated database, as its owner; through a pooler, if the configuration has a direct URL, too. */
   readonly databaseUrl: string;
   readonly adminKey: string;
   readonly masterKeys: Config['masterKeys'];
@@ -105,9 +105,10 @@ export async function startInstance(ready: Ready): Promise<Instance> {
   const stack = new AsyncDisposableStack();
   stack.defer(log.flush);
   try {
-    const db = await openDatabase(ready.databaseUrl, config.databasePoolSize, (error) =>
-      log.warn({ error: error.message }, 'an idle database connection broke'),
-    );
+    const onIdleError = (error: Error) =>
+      log.warn({ error: error.message }, 'an idle database connection broke');
+    const { databasePoolSize, directDatabaseUrl } = config;
+    const db = await openDatabase(ready.databaseUrl, databasePoolSize, onIdleError, directDatabaseUrl);
     stack.use(db);
     metrics.observePool(() => ({
       used: db.engine.totalCount - db.engine.idleCount,
@@ -169,7 +170,7 @@ export async function startInstance(ready: Ready): Promise<Instance> {
     const maintenance = roles.has('maintenance') ? startMaintenance(all, worker) : undefined;
     if (maintenance !== undefined) stack.defer(maintenance.stop);
     stack.use(
-      listen(ready.databaseUrl, {
+      listen(db.ownerUrl, {
         onReady: (queues) => worker?.poke(queues),
         onChanged: (tenantIds) => {
           if (tenantIds === undefined) configs.forget(undefined);

@@ -46,6 +46,8 @@ export type TlsFiles = {
 export type Config = {
   /** Undefined: the embedded PostgreSQL in `dataDir`. */
   readonly databaseUrl: string | undefined;
+  /** If given, `databaseUrl` may lead through a transaction pooler; LISTEN, migrations and DDL use this one. */
+  readonly directDatabaseUrl: string | undefined;
   /** Connections for each of the two database roles, in each process. */
   readonly databasePoolSize: number;
   readonly host: string;
@@ -105,6 +107,7 @@ export function readConfig(flags: Env, cwd: string): ConfigResult {
 /** Every variable that parseConfig knows. */
 const KNOWN = [
   'DISPATCH_DATABASE_URL',
+  'DISPATCH_DIRECT_DATABASE_URL',
   'DISPATCH_DATABASE_POOL_SIZE',
   'DISPATCH_HOST',
   'DISPATCH_HTTP_PORT',
@@ -152,8 +155,15 @@ export function parseConfig(env: Env, cwd: string): ConfigResult {
     }
   }
   const databaseUrl = text('DISPATCH_DATABASE_URL');
-  if (databaseUrl !== undefined && !/^postgres(ql)?:\/\//.test(databaseUrl)) {
-    problems.push('DISPATCH_DATABASE_URL must begin with postgres:// or postgresql://');
+  const directDatabaseUrl = text('DISPATCH_DIRECT_DATABASE_URL');
+  for (const name of ['DISPATCH_DATABASE_URL', 'DISPATCH_DIRECT_DATABASE_URL']) {
+    if (/^postgres(ql)?:\/\//.test(text(name) ?? 'postgres://')) continue;
+    problems.push(`${name} must begin with postgres:// or postgresql://`);
+  }
+  if (directDatabaseUrl !== undefined && databaseUrl === undefined) {
+    problems.push(
+      'DISPATCH_DIRECT_DATABASE_URL needs DISPATCH_DATABASE_URL, which may lead through a pooler then',
+    );
   }
   const adminKey = text('DISPATCH_ADMIN_KEY');
   if (adminKey !== undefined && !/^[\x21-\x7e]{16,256}$/.test(adminKey)) {
@@ -167,6 +177,7 @@ export function parseConfig(env: Env, cwd: string): ConfigResult {
   const masterKeys = parseMasterKeys(text('DISPATCH_MASTER_KEYS'), databaseUrl !== undefined, problems);
   const config: Config = {
     databaseUrl,
+    directDatabaseUrl,
     databasePoolSize: integer('DISPATCH_DATABASE_POOL_SIZE', 8, 2, 200),
     host: text('DISPATCH_HOST') ?? '127.0.0.1',
     httpPort: integer('DISPATCH_HTTP_PORT', 7480, 0, 65_535),

@@ -29,7 +29,7 @@ export async function install(
     databaseUrl = stack.use(await startEmbedded({ dataDir: config.dataDir })).url;
   }
   const keys = config.databaseUrl === undefined ? await embeddedKeys(config) : givenKeys(config);
-  const migration = await migrate(databaseUrl, config);
+  const migration = await migrate(config.directDatabaseUrl ?? databaseUrl, config);
   // Whoever was running before the embedded database started is gone, and is not to be counted with.
   if (config.databaseUrl === undefined)
     await asOwner(databaseUrl, (owner) => owner.query('DELETE FROM instances'));

@@ -1,7 +1,6 @@
 // Claims: how a worker finds due deliveries of many tenants and leases them. Runs as dispatch_engine.
 // A claim pushes run_at to the end of the lease and writes a new token: there is no status and no reaper, an expired
 // lease is simply due again. This file and ingest.ts hold the only hot statements that span tenants.
-import type { Pool } from 'pg';
 import type { ClaimedDelivery, EventContent } from '../domain/delivery.ts';
 import {
   type DeliveryId,
@@ -15,6 +14,7 @@ import {
   uuidOf,
 } from '../domain/ids.ts';
 import { float8Array, int4Array, textArray, uuidArray } from './binary-arrays.ts';
+import type { Statements } from './hot-pool.ts';
 
 /** A subscription's queue in the database. */
 export type QueueKey = { readonly tenantId: TenantId; readonly subscriptionId: SubscriptionId };
@@ -34,7 +34,7 @@ export const WALK_START: WalkPosition = {
  * Walks the queues in key order from a position and returns up to `limit` heads: a loose index scan, which costs one
  * descent of deliveries_due for each queue, however long it is.
  */
-export async function walkQueues(pool: Pool, from: WalkPosition, limit: number): Promise<QueueHead[]> {
+export async function walkQueues(pool: Statements, from: WalkPosition, limit: number): Promise<QueueHead[]> {
   const { rows } = await pool.query<{ tenant_id: string; subscription_id: string; due_in_ms: number }>({
     name: 'walk-queues',
     text: `WITH RECURSIVE walk AS (
@@ -124,7 +124,7 @@ const FRONT: ClaimPosition = { dueAtMs: 0, idBytes: Buffer.alloc(16) };
  * process's monotonic clock from before the call, so that the local end of the lease is never later than the database's.
  */
 export async function claim(
-  pool: Pool,
+  pool: Statements,
   queues: readonly Wanted[],
   lease: Buffer,
   leaseMs: number,
@@ -201,7 +201,7 @@ type LineRow = ClaimRow & {
  * meanwhile is passed over with all that is behind it.
  */
 export async function claimLines(
-  pool: Pool,
+  pool: Statements,
   queue: QueueKey,
   which: { readonly after: string; readonly room: number; readonly perLine: number },
   lease: Buffer,
@@ -284,7 +284,7 @@ const MAX_LEFTOVERS_SEEN = 2_000;
  * Leases due deliveries of an ordered queue that are in no line: published before the subscription asked for order.
  */
 export async function claimLeftovers(
-  pool: Pool,
+  pool: Statements,
   queue: QueueKey,
   room: number,
   lease: Buffer,
@@ -315,7 +315,7 @@ export async function claimLeftovers(
 }
 
 /** Reads each distinct event once, however many of its deliveries were claimed. */
-async function withEvents(pool: Pool, claims: readonly Claim[]): Promise<Claimed> {
+async function withEvents(pool: Statements, claims: readonly Claim[]): Promise<Claimed> {
   const wanted = new Map<string, { tenantId: TenantId; bytes: Buffer; eventId: EventId }>();
   const keyOf = (c: Claim) => `${c.tenantId}/${c.idBytes.toString('latin1', 0, 13)}`;
   for (const c of claims) {

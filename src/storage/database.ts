@@ -1,6 +1,6 @@
 // Connections to Postgres. Two roles (ADR 0004): `dispatch_engine` runs the statements that work for many tenants,
 // `dispatch_tenant` sees one tenant at a time and nothing without `app.tenant_id`. The login user of the URL owns
-// the tables and is used for migrations and partition DDL only.
+// the tables and is used for LISTEN, migrations and partition DDL only.
 
 import { randomBytes } from 'node:crypto';
 import pg from 'pg';
@@ -16,68 +16,74 @@ import { z } from 'zod';
 import type { Change } from '../domain/audit.ts';
 import { DispatchError } from '../domain/errors.ts';
 import { createIdSource, type TenantId, uuidOf } from '../domain/ids.ts';
+import { type HotPool, openHotPool, type Settings, urlWith } from './hot-pool.ts';
 
 /** SQL with the rows parsed by a schema; `sql.typeAlias('void')` for statements without rows. */
 export const sql = createSqlTag({ typeAliases: { void: z.object({}).strict() } });
 
 export type TenantTransaction = DatabaseTransactionConnection;
 
+/** Statements that run by themselves, and transactions. */
+export type ManyStatements = Pick<
+  DatabasePool,
+  'any' | 'anyFirst' | 'maybeOne' | 'oneFirst' | 'query' | 'transaction' | 'end'
+>;
+
 /** The open database. */
 export type Database = AsyncDisposable & {
   /** Hot statements, prepared by name, as dispatch_engine (ADR 0005 says why not slonik). */
-  readonly engine: pg.Pool;
+  readonly engine: HotPool;
   /** Claims, prepared by name, as dispatch_engine; their plans never hash a queue. */
-  readonly claims: pg.Pool;
+  readonly claims: HotPool;
   /** All other statements over many tenants, as dispatch_engine. */
-  readonly many: DatabasePool;
+  readonly many: ManyStatements;
   /**
    * Runs `work` in one transaction as dispatch_tenant with `app.tenant_id` set: row-level security holds it there.
    */
   readonly inTenant: <T>(tenantId: TenantId, work: (tx: TenantTransaction) => Promise<T>) => Promise<T>;
   /** The same database, on which every inTenant() writes this change to the audit log in its transaction. */
   readonly audited: (change: Change) => Database;
-  /** The URL of the owner, for LISTEN, migrations and DDL. */
+  /** The direct URL of the owner, for LISTEN, migrations and DDL. */
   readonly ownerUrl: string;
 };
 
 /**
  * Opens the pools; connections are made when first used. `poolSize` is per role. `onIdleError` hears about
- * connections that broke while nobody used them.
+ * connections that broke while nobody used them. With a `directUrl`, `url` may lead through a transaction pooler: no
+ * statement through it relies on the session that it runs in (ADR 0019).
  */
 export async function openDatabase(
-  ownerUrl: string,
+  url: string,
   poolSize: number,
   onIdleError: (error: Error) => void,
+  directUrl?: string,
 ): Promise<Database> {
-  const hotPool = (name: string, settings: string, max: number): pg.Pool => {
-    const pool = new pg.Pool({
-      connectionString: urlAs(ownerUrl, 'dispatch_engine', settings),
+  const isPooled = directUrl !== undefined;
+  const hotPool = (name: string, settings: Settings, max: number) =>
+    openHotPool({
+      url,
+      name,
+      settings: isPooled ? { ...settings, ...POOLED } : settings,
       max,
-      idleTimeoutMillis: 60_000,
-      connectionTimeoutMillis: 5_000,
-      application_name: name,
+      isPooled,
+      onIdleError,
     });
-    pool.on('error', onIdleError);
-    return pool;
-  };
-  const engine = hotPool('dispatch-engine', ENGINE_SETTINGS, poolSize);
-  const claims = hotPool('dispatch-claims', CLAIM_SETTINGS, Math.min(poolSize, MAX_CLAIM_CONNECTIONS));
-  const many = await openSlonik(urlAs(ownerUrl, 'dispatch_engine', ENGINE_SETTINGS), 4, onIdleError);
-  const tenant = await openSlonik(urlAs(ownerUrl, 'dispatch_tenant', ''), poolSize, onIdleError);
+  const engine = hotPool('dispatch-engine', ENGINE, poolSize);
+  const claims = hotPool('dispatch-claims', CLAIMS, Math.min(poolSize, MAX_CLAIM_CONNECTIONS));
+  const slonik = (settings: Settings, max: number) => openSlonik(url, settings, max, isPooled, onIdleError);
+  const shared = await slonik(ENGINE, 4);
+  const many = isPooled ? inTransactions(shared, { ...ENGINE, ...POOLED }) : shared;
+  const tenant = await slonik(TENANT, poolSize);
   const ids = createIdSource(Date.now, randomBytes);
   const create = (change: Change | undefined): Database => ({
     engine,
     claims,
     many,
-    ownerUrl,
+    ownerUrl: directUrl ?? url,
     audited: create,
     inTenant: (tenantId, work) =>
       tenant.transaction(async (tx) => {
-        await tx.query(
-          sql.type(
-            z.object({ set_config: z.string() }),
-          )`SELECT set_config('app.tenant_id', ${tenantId}, true)`,
-        );
+        await set(tx, { ...(isPooled ? { ...TENANT, ...POOLED } : {}), 'app.tenant_id': tenantId });
         const result = await work(tx);
         if (change !== undefined) {
           await tx.query(sql.typeAlias('void')`
@@ -88,25 +94,56 @@ export async function openDatabase(
         return result;
       }),
     async [Symbol.asyncDispose]() {
-      await Promise.all([engine.end(), claims.end(), many.end(), tenant.end()]);
+      await Promise.all([engine.end(), claims.end(), shared.end(), tenant.end()]);
     },
   });
   return create(undefined);
 }
 
 // Queue-like tables change size faster than their statistics: look-ups by key must never turn into scans or merges.
-const ENGINE_SETTINGS = '-c enable_seqscan=off -c enable_mergejoin=off -c jit=off -c statement_timeout=30000';
+const ENGINE: Settings = {
+  role: 'dispatch_engine',
+  enable_seqscan: 'off',
+  enable_mergejoin: 'off',
+  jit: 'off',
+  statement_timeout: '30000',
+};
 // Of a queue of 10,000 the planner would hash all to update 50: 2 ms where look-ups take 0.2. Not for all that is hot:
 // what stores events joins lists with lists.
-const CLAIM_SETTINGS = `${ENGINE_SETTINGS} -c enable_hashjoin=off`;
+const CLAIMS: Settings = { ...ENGINE, enable_hashjoin: 'off' };
+const TENANT: Settings = { role: 'dispatch_tenant' };
+/**
+ * Through a pooler every statement has a transaction, which a process that stands still would keep open, with its locks:
+ * less than the shortest lease. slonik gives its statements their timeout itself, but only when a connection is opened.
+ */
+const POOLED: Settings = { statement_timeout: '30000', idle_in_transaction_session_timeout: '9000' };
 /** One is used at a time, more only for queues with an order. */
 const MAX_CLAIM_CONNECTIONS = 4;
 
-function urlAs(ownerUrl: string, role: string, settings: string): string {
-  const url = new URL(ownerUrl);
-  const given = url.searchParams.get('options') ?? '';
-  url.searchParams.set('options', `${given} -c role=${role} ${settings}`.trim());
-  return url.toString();
+/** Sets what holds until the end of the transaction. */
+async function set(tx: TenantTransaction, settings: Settings): Promise<void> {
+  const each = Object.entries(settings).map(
+    ([name, value]) => sql.fragment`set_config(${name}, ${value}, true)`,
+  );
+  await tx.query(sql.type(z.object({ set_config: z.string() }))`SELECT ${sql.join(each, sql.fragment`, `)}`);
+}
+
+/** Every statement in a transaction of its own with these settings. */
+function inTransactions(pool: DatabasePool, settings: Settings): ManyStatements {
+  const transaction: DatabasePool['transaction'] = (work, retryLimit) =>
+    pool.transaction(async (tx) => {
+      await set(tx, settings);
+      return work(tx);
+    }, retryLimit);
+  return {
+    any: (query) => transaction((tx) => tx.any(query)),
+    anyFirst: (query) => transaction((tx) => tx.anyFirst(query)),
+    maybeOne: (query) => transaction((tx) => tx.maybeOne(query)),
+    oneFirst: (query) => transaction((tx) => tx.oneFirst(query)),
+    query: (query) => transaction((tx) => tx.query(query)),
+    transaction,
+    end: pool.end,
+  };
 }
 
 /** Every bigint of ours counts something: it fits in a double, or something is very wrong. */
@@ -126,15 +163,19 @@ const parseRows: Interceptor = {
 
 function openSlonik(
   url: string,
+  settings: Settings,
   maxPoolSize: number,
+  isPooled: boolean,
   onIdleError: (error: Error) => void,
 ): Promise<DatabasePool> {
-  const pool = createPool(url, {
+  const pool = createPool(isPooled ? url : urlWith(url, settings), {
     maxPoolSize,
     minPoolSize: 0,
     idleTimeout: 60_000,
     connectionTimeout: 5_000,
-    statementTimeout: 30_000,
+    // Both are given when a connection is opened, which a pooler refuses; POOLED sets them then.
+    statementTimeout: isPooled ? 'DISABLE_TIMEOUT' : 30_000,
+    ...(isPooled ? { idleInTransactionSessionTimeout: 'DISABLE_TIMEOUT' as const } : {}),
     interceptors: [parseRows],
     typeParsers: [...createTypeParserPreset(), { name: 'int8', parse: safeInteger }],
     // Everything here is set by SET LOCAL inside a transaction, so there is nothing to reset; the default (DISCARD

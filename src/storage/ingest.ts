@@ -1,6 +1,5 @@
 // The statement that stores events: many tenants, one round trip, one fsynced transaction (promise P1).
 // Runs as dispatch_engine. Tables: tenants (read), idempotency_keys, events, deliveries, usage; sequence delivery_order.
-import type { Pool } from 'pg';
 import { fingerprintOf, IDEMPOTENCY_HOURS, type NewEvent } from '../domain/event.ts';
 import { type EventId, encodeId, idFromUuid, type TenantId } from '../domain/ids.ts';
 import {
@@ -12,6 +11,7 @@ import {
   textArray,
   uuidArray,
 } from './binary-arrays.ts';
+import type { HotPool, Statements } from './hot-pool.ts';
 
 /** An event of a batch, with the deliveries that matching gave it. */
 export type IngestEvent = {
@@ -85,15 +85,11 @@ export type IngestResult =
  * Stores a batch. Results come in the order of the events. Within a batch no idempotency key may occur twice.
  * Throws only if the whole batch failed; then nothing was stored, or, if the connection broke at COMMIT, all of it.
  */
-export async function ingest(pool: Pick<Pool, 'query'>, batch: IngestBatch): Promise<IngestResult[]> {
+export async function ingest(pool: Statements, batch: IngestBatch): Promise<IngestResult[]> {
   return store(pool, batch, [...batch.tenants.values()].some(isCounted));
 }
 
-async function store(
-  pool: Pick<Pool, 'query'>,
-  batch: IngestBatch,
-  limited: boolean,
-): Promise<IngestResult[]> {
+async function store(pool: Statements, batch: IngestBatch, limited: boolean): Promise<IngestResult[]> {
   const keyed = batch.events.filter((e) => e.event.idempotencyKey !== '').sort(byKey);
   const deliveries = batch.events.flatMap((e) => e.deliveries.map((d) => ({ ...d, of: e })));
   const values = [
@@ -136,33 +132,25 @@ async function store(
  * that as many are stored as the quota has left, and not one more. The others are `over`; repeats of a key are
  * answered as ever.
  */
-export async function ingestNearLimit(pool: Pool, batch: IngestBatch): Promise<IngestResult[]> {
+export function ingestNearLimit(pool: HotPool, batch: IngestBatch): Promise<IngestResult[]> {
   const [tenantId, tenant] = [...batch.tenants][0]!;
-  const client = await pool.connect();
-  try {
-    await client.query('BEGIN');
-    await client.query("SELECT pg_advisory_xact_lock(hashtext('dispatch.usage'), hashtext($1))", [tenantId]);
-    const left = await readLeft(client, tenantId, tenant);
+  return pool.transaction(async (tx) => {
+    await tx.query("SELECT pg_advisory_xact_lock(hashtext('dispatch.usage'), hashtext($1))", [tenantId]);
+    const left = await readLeft(tx, tenantId, tenant);
     const keyed = batch.events.filter((e) => e.event.idempotencyKey !== '');
-    const known = await readOwners(client, keyed);
+    const known = await readOwners(tx, keyed);
     const fresh = batch.events.filter((e) => (known.get(e)?.kind ?? 'retry') === 'retry');
     const events = fresh.slice(0, Math.max(0, left.count));
-    const stored = events.length === 0 ? [] : await store(client, { ...batch, events }, false);
-    await client.query('COMMIT');
+    const stored = events.length === 0 ? [] : await store(tx, { ...batch, events }, false);
     const of = new Map<IngestEvent, IngestResult>(events.map((e, i) => [e, stored[i]!]));
     return batch.events.map((e) => of.get(e) ?? (fresh.includes(e) ? left.over : known.get(e)!));
-  } catch (error) {
-    await client.query('ROLLBACK').catch(() => {}); // the connection broke: that is what `error` says
-    throw error;
-  } finally {
-    client.release();
-  }
+  });
 }
 
 type Left = { readonly count: number; readonly over: Extract<IngestResult, { kind: 'over' }> };
 
 async function readLeft(
-  client: Pick<Pool, 'query'>,
+  client: Statements,
   tenantId: TenantId,
   { eventsPerDay, eventsPerMonth }: IngestTenant,
 ): Promise<Left> {
@@ -376,7 +364,7 @@ function keyColumns(keyed: readonly IngestEvent[]): Buffer[] {
 }
 
 async function keyedResults(
-  pool: Pick<Pool, 'query'>,
+  pool: Statements,
   batch: IngestBatch,
   keyed: readonly IngestEvent[],
   rows: readonly Row[],
@@ -395,7 +383,7 @@ type Owner = { n: string; event_id: string; fingerprint: Buffer; delivery_count:
 
 /** Who holds the keys that could not be taken. */
 async function readOwners(
-  pool: Pick<Pool, 'query'>,
+  pool: Statements,
   lost: readonly IngestEvent[],
 ): Promise<Map<IngestEvent, IngestResult>> {
   const owners = new Map<IngestEvent, IngestResult>(lost.map((e) => [e, { kind: 'retry' }]));
@@ -417,7 +405,7 @@ async function readOwners(
 }
 
 function findOwners(
-  pool: Pick<Pool, 'query'>,
+  pool: Statements,
   lost: readonly IngestEvent[],
 ): Promise<{ readonly rows: readonly Owner[] }> {
   return pool.query<Owner>({

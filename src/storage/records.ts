@@ -1,10 +1,11 @@
 // Writes of finished and rescheduled deliveries, in batches over many tenants, as dispatch_engine. Every row is
 // fenced by its lease token: a row that is not there under that token any more was taken over by another worker,
 // and nothing of it is written.
-import type { Pool, QueryResult } from 'pg';
+import type { QueryResult } from 'pg';
 import type { AttemptTiming, DeadLetterReason, ErrorClass } from '../domain/delivery.ts';
 import type { TenantId } from '../domain/ids.ts';
 import { byteaArray, float8Array, int2Array, int4Array, textArray, uuidArray } from './binary-arrays.ts';
+import type { Statements } from './hot-pool.ts';
 
 /** Which row, under which lease. */
 type Fenced = { readonly tenantId: TenantId; readonly idBytes: Buffer; readonly lease: Buffer };
@@ -61,7 +62,7 @@ type Row = { readonly id: string };
 
 /** Writes one batch. Any mix of kinds; one statement a kind. `isConfirmed`: `ids` are told. */
 export async function writeRecords(
-  pool: Pool,
+  pool: Statements,
   records: readonly DeliveryRecord[],
   isConfirmed: boolean,
 ): Promise<Written> {
@@ -135,7 +136,7 @@ const INSERT_ATTEMPT = `INSERT INTO attempts (tenant_id, delivery_id, attempt, s
 const MORE = 'dns_us, connect_us, tls_us, first_byte_us, response_headers, batch_size';
 
 async function writeSucceeded(
-  pool: Pool,
+  pool: Statements,
   records: readonly Extract<DeliveryRecord, { kind: 'succeeded' }>[],
   isConfirmed: boolean,
 ): Promise<QueryResult<Row> | undefined> {
@@ -152,7 +153,7 @@ async function writeSucceeded(
 }
 
 async function writeRetries(
-  pool: Pool,
+  pool: Statements,
   records: readonly Extract<DeliveryRecord, { kind: 'retry' }>[],
   isConfirmed: boolean,
 ): Promise<QueryResult<Row> | undefined> {
@@ -176,7 +177,7 @@ async function writeRetries(
 }
 
 async function writeDead(
-  pool: Pool,
+  pool: Statements,
   records: readonly Extract<DeliveryRecord, { kind: 'dead' }>[],
   stopsLine: boolean,
   isConfirmed: boolean,
@@ -211,7 +212,7 @@ async function writeDead(
 }
 
 async function writeReleases(
-  pool: Pool,
+  pool: Statements,
   records: readonly Extract<DeliveryRecord, { kind: 'release' }>[],
 ): Promise<QueryResult<Row> | undefined> {
   if (records.length === 0) return undefined;
@@ -224,7 +225,7 @@ async function writeReleases(
 }
 
 async function writeCancelled(
-  pool: Pool,
+  pool: Statements,
   records: readonly Extract<DeliveryRecord, { kind: 'cancelled' }>[],
 ): Promise<QueryResult<Row> | undefined> {
   if (records.length === 0) return undefined;

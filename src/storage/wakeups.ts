@@ -4,6 +4,7 @@
 import pg from 'pg';
 import type { SubscriptionId, TenantId } from '../domain/ids.ts';
 import type { QueueKey } from './claims.ts';
+import type { Statements } from './hot-pool.ts';
 
 /** What a listener hears. */
 export type WakeupListener = {
@@ -104,7 +105,7 @@ export type Notifier = AsyncDisposable & {
 const MIN_INTERVAL_MS = 10;
 
 /** Coalesces hints; `onError` hears of those that could not be sent, which costs time and nothing else. */
-export function createNotifier(pool: Pick<pg.Pool, 'query'>, onError: (error: unknown) => void): Notifier {
+export function createNotifier(pool: Statements, onError: (error: unknown) => void): Notifier {
   const ready = createChannel(pool, READY, onError);
   const changed = createChannel(pool, CHANGED, onError);
   return {
@@ -118,7 +119,7 @@ export function createNotifier(pool: Pick<pg.Pool, 'query'>, onError: (error: un
   };
 }
 
-function createChannel(pool: Pick<pg.Pool, 'query'>, channel: string, onError: (error: unknown) => void) {
+function createChannel(pool: Statements, channel: string, onError: (error: unknown) => void) {
   let pending = new Set<string>();
   let sending: Promise<void> | undefined;
 

@@ -38,6 +38,8 @@ describe('configuration', () => {
     ['DISPATCH_ALLOW_ENDPOINT_CIDRS', '127.0.0.0/33'],
     ['DISPATCH_LOG_LEVEL', 'verbose'],
     ['DISPATCH_DATABASE_URL', 'mysql://x'],
+    ['DISPATCH_DIRECT_DATABASE_URL', 'mysql://x'],
+    ['DISPATCH_DIRECT_DATABASE_URL', 'postgres://localhost/x'],
     ['DISPATCH_MAX_IN_FLIGHT', '0'],
     ['DISPATCH_UNKNOWN', '1'],
   ])('%s=%s stops the start with a line that names it', (name, value) => {

@@ -3,6 +3,7 @@ import type { Scenario } from './scenario.ts';
 import { allInOne } from './scenarios/all-in-one.ts';
 import { apiKill } from './scenarios/api-kill.ts';
 import { hostile } from './scenarios/hostile.ts';
+import { pgbouncer } from './scenarios/pgbouncer.ts';
 import { publishCut } from './scenarios/publish-cut.ts';
 import { ssrf } from './scenarios/ssrf.ts';
 import { workerKill } from './scenarios/worker-kill.ts';
@@ -16,6 +17,7 @@ export const SCENARIOS: readonly Scenario[] = [
   apiKill,
   publishCut,
   allInOne,
+  pgbouncer,
   hostile,
   ssrf,
 ];

@@ -1,0 +1,124 @@
+// Connections for hot statements (ADR 0005), as a role and with planner settings. On a direct connection both are given once,
+// when it is opened, and statements are prepared by name. Through a transaction pooler (ADR 0019) the next statement
+// may run in another session: each runs in a transaction that sets them for itself, and nothing is prepared.
+import pg from 'pg';
+
+/** Names and values of settings, `role` among them. */
+export type Settings = Readonly<Record<string, string>>;
+
+/** Whoever runs statements: a pool, or a transaction. */
+export type Statements = {
+  readonly query: <R extends pg.QueryResultRow = pg.QueryResultRow>(
+    statement: string | pg.QueryConfig,
+    values?: unknown[],
+  ) => Promise<pg.QueryResult<R>>;
+};
+
+export type HotPool = Statements & {
+  /** Several statements in one transaction; rolled back if `work` throws. */
+  readonly transaction: <T>(work: (tx: Statements) => Promise<T>) => Promise<T>;
+  /** Connections that are open, those of them that nobody uses, and callers without one. */
+  readonly totalCount: number;
+  readonly idleCount: number;
+  readonly waitingCount: number;
+  readonly end: () => Promise<void>;
+};
+
+export type HotPoolOptions = {
+  readonly url: string;
+  readonly name: string;
+  readonly settings: Settings;
+  readonly max: number;
+  readonly isPooled: boolean;
+  readonly onIdleError: (error: Error) => void;
+};
+
+/** The URL of a direct connection whose session has these settings. */
+export function urlWith(url: string, settings: Settings): string {
+  const changed = new URL(url);
+  const given = changed.searchParams.get('options') ?? '';
+  const own = Object.entries(settings).map(([name, value]) => `-c ${name}=${value}`);
+  changed.searchParams.set('options', [given, ...own].join(' ').trim());
+  return changed.toString();
+}
+
+/** Opens a pool; connections are made when first used. */
+export function openHotPool({ url, name, settings, max, isPooled, onIdleError }: HotPoolOptions): HotPool {
+  const pool = new pg.Pool({
+    connectionString: isPooled ? url : urlWith(url, settings),
+    max,
+    idleTimeoutMillis: 60_000,
+    connectionTimeoutMillis: 5_000,
+    application_name: name,
+  });
+  pool.on('error', onIdleError);
+  const begin = isPooled ? beginWith(settings) : 'BEGIN';
+  const transaction = <T>(work: (tx: Statements) => Promise<T>) =>
+    inTransaction(pool, begin, (client) => work(isPooled ? { query: unprepared(client) } : client));
+  return {
+    query: isPooled
+      ? (statement, values) => transaction((tx) => tx.query(statement, values))
+      : (statement, values) => pool.query(statement, values),
+    transaction,
+    get totalCount() {
+      return pool.totalCount;
+    },
+    get idleCount() {
+      return pool.idleCount;
+    },
+    get waitingCount() {
+      return pool.waitingCount;
+    },
+    end: () => pool.end(),
+  };
+}
+
+/**
+ * One message of several statements: the settings end with the transaction, and if one of them cannot be set, what comes
+ * after it is refused, too.
+ */
+const beginWith = (settings: Settings) =>
+  ['BEGIN', ...Object.entries(settings).map(([name, value]) => `SET LOCAL ${name} = '${value}'`)].join('; ');
+
+/** Statements without their names: a name is of a session, and the session is another's a moment later. */
+const unprepared =
+  (client: pg.PoolClient): Statements['query'] =>
+  (statement, values) =>
+    typeof statement === 'string'
+      ? client.query(statement, values)
+      : client.query(statement.text, values ?? statement.values);
+
+/** With the SQLSTATE that says so: it may be tried again. */
+const rolledBack = () =>
+  Object.assign(new Error('the transaction was rolled back: one of its statements failed'), {
+    code: '40000',
+  });
+
+async function inTransaction<T>(
+  pool: pg.Pool,
+  begin: string,
+  work: (client: pg.PoolClient) => Promise<T>,
+): Promise<T> {
+  const client = await pool.connect();
+  let broken: Error | undefined;
+  const onError = (error: Error) => {
+    broken = error; // the statement in hand is rejected, too
+  };
+  client.on('error', onError);
+  try {
+    await client.query(begin);
+    const result = await work(client);
+    // A statement that failed, and whose error `work` put up with, has undone the rest: it must not pass for stored.
+    const { command } = await client.query('COMMIT');
+    if (command !== 'COMMIT') throw rolledBack();
+    return result;
+  } catch (error) {
+    await client.query('ROLLBACK').catch((failed) => {
+      broken = failed; // the connection broke: that is what `error` says
+    });
+    throw error;
+  } finally {
+    client.off('error', onError);
+    client.release(broken);
+  }
+}
