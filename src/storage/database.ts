@@ -147,6 +147,31 @@ function openSlonik(
   });
 }
 
+/**
+ * Lends one connection of a pool to `work`. If that fails the connection is closed: whatever it was in the middle of is
+ * rolled back, and one that serves a database which is read-only now is not used again.
+ */
+export async function onConnection<T>(
+  pool: pg.Pool,
+  work: (client: pg.PoolClient) => Promise<T>,
+): Promise<T> {
+  const client = await pool.connect();
+  // The pool listens only to connections that are not lent: a break that nobody hears would end the process. What was in
+  // hand is rejected too, and handled by whoever asked.
+  const onBreak = () => {};
+  client.on('error', onBreak);
+  let failure: unknown;
+  try {
+    return await work(client);
+  } catch (error) {
+    failure = error;
+    throw error;
+  } finally {
+    client.release(failure !== undefined);
+    client.off('error', onBreak);
+  }
+}
+
 /** Opens one connection as the owner of the tables, uses it and closes it. */
 export async function asOwner<T>(ownerUrl: string, work: (client: pg.Client) => Promise<T>): Promise<T> {
   const client = new pg.Client({

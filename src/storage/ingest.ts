@@ -12,6 +12,7 @@ import {
   textArray,
   uuidArray,
 } from './binary-arrays.ts';
+import { onConnection } from './database.ts';
 
 /** An event of a batch, with the deliveries that matching gave it. */
 export type IngestEvent = {
@@ -138,8 +139,7 @@ async function store(
  */
 export async function ingestNearLimit(pool: Pool, batch: IngestBatch): Promise<IngestResult[]> {
   const [tenantId, tenant] = [...batch.tenants][0]!;
-  const client = await pool.connect();
-  try {
+  return onConnection(pool, async (client) => {
     await client.query('BEGIN');
     await client.query("SELECT pg_advisory_xact_lock(hashtext('dispatch.usage'), hashtext($1))", [tenantId]);
     const left = await readLeft(client, tenantId, tenant);
@@ -151,12 +151,7 @@ export async function ingestNearLimit(pool: Pool, batch: IngestBatch): Promise<I
     await client.query('COMMIT');
     const of = new Map<IngestEvent, IngestResult>(events.map((e, i) => [e, stored[i]!]));
     return batch.events.map((e) => of.get(e) ?? (fresh.includes(e) ? left.over : known.get(e)!));
-  } catch (error) {
-    await client.query('ROLLBACK').catch(() => {}); // the connection broke: that is what `error` says
-    throw error;
-  } finally {
-    client.release();
-  }
+  });
 }
 
 type Left = { readonly count: number; readonly over: Extract<IngestResult, { kind: 'over' }> };
