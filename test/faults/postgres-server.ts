@@ -18,6 +18,7 @@ import { asOwner } from '../../src/storage/database.ts';
 import { findPlace, type Place, removeEmbedded, startEmbedded } from '../../src/storage/embedded.ts';
 import { migrate } from '../../src/storage/migrate.ts';
 import { eventually } from '../support/eventually.ts';
+import { startProxy } from './proxy.ts';
 
 export type PostgresServer = AsyncDisposable & {
   /** Of the database `dispatch`, as a superuser who owns it. The port never changes. */
@@ -37,7 +38,10 @@ export type PostgresServer = AsyncDisposable & {
   readonly isUp: () => Promise<boolean>;
   /** Starts it again after a crash, or waits for one that recovers by itself; resolves once it answers. */
   readonly start: () => Promise<void>;
-  /** A copy that streams, and that every commit on this server waits for from now on. */
+  /**
+   * A copy that streams, and that every commit on this server waits for from now on. What is streamed takes LAG_MS, as
+   * between two zones: an ack that did not wait is lost with the primary.
+   */
   readonly syncStandby: () => Promise<PostgresServer>;
   /** Ends the standby's following; resolves once it takes writes. */
   readonly promote: () => Promise<void>;
@@ -113,6 +117,8 @@ async function launch(dataDir: string, settings: readonly string[]): Promise<Pos
 
 const YES_OR_NO = [() => true, () => false] as const;
 
+const LAG_MS = 20;
+
 /** The base backup is made over SQL and by a copy of the files: the embedded binaries have no pg_basebackup. */
 async function makeStandby(primary: PostgresServer, settings: readonly string[]): Promise<PostgresServer> {
   const dataDir = await mkdtemp(join(tmpdir(), 'dispatch-faults-'));
@@ -127,8 +133,10 @@ async function makeStandby(primary: PostgresServer, settings: readonly string[])
     );
     await writeFile(join(data, 'backup_label'), rows[0]!.labelfile, { mode: 0o600 });
   });
-  const { hostname, port, username, password } = new URL(primary.url);
-  const conninfo = `host=${hostname} port=${port} user=${username} password=${password} application_name=${name}`;
+  const link = await startProxy(primary.port);
+  link.rules.delayMs = LAG_MS;
+  const { hostname, username, password } = new URL(primary.url);
+  const conninfo = `host=${hostname} port=${link.port} user=${username} password=${password} application_name=${name}`;
   await writeFile(join(data, 'postgresql.auto.conf'), `primary_conninfo = '${conninfo}'\n`, { mode: 0o600 });
   await writeFile(join(data, 'standby.signal'), '');
   await writeFile(join(home, 'password'), password, { mode: 0o600 });
@@ -147,7 +155,13 @@ async function makeStandby(primary: PostgresServer, settings: readonly string[])
     );
     if (rows.length === 0) throw new Error('the standby is not synchronous yet');
   });
-  return standby;
+  return {
+    ...standby,
+    async [Symbol.asyncDispose]() {
+      await standby[Symbol.asyncDispose]();
+      await link[Symbol.asyncDispose]();
+    },
+  };
 }
 
 /** Made anew by the server that starts on a copy. */

@@ -85,7 +85,7 @@ export async function startProxy(targetPort: number): Promise<Proxy> {
       if (fate !== 'pass' || to.destroyed) return;
       link.bytes[direction] += chunk.length;
       const pass = () => {
-        if (to.destroyed || to.write(chunk)) return;
+        if (to.destroyed || to.write(chunk) || from.isPaused()) return;
         from.pause();
         to.once('drain', () => from.resume());
       };
