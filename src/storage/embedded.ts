@@ -29,7 +29,8 @@ export type EmbeddedOptions = {
   readonly settings?: readonly string[];
 };
 
-type Place = {
+/** Where a server is, and whose its files are. */
+export type Place = {
   readonly binDir: string;
   /** Holds `data`, `password`, `port` and `server.log`. */
   readonly home: string;
@@ -71,8 +72,8 @@ async function exists(path: string): Promise<boolean> {
   );
 }
 
-/** Where the binaries and the data are, and who runs them. */
-async function findPlace(dataDir: string): Promise<Place> {
+/** Where the binaries and the data are, and who runs them; the folders are made. */
+export async function findPlace(dataDir: string): Promise<Place> {
   const packaged = await packagedBinaries();
   const home = join(resolve(dataDir), 'postgres');
   if (process.getuid?.() !== 0) {

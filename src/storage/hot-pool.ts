@@ -100,11 +100,11 @@ async function inTransaction<T>(
   work: (client: pg.PoolClient) => Promise<T>,
 ): Promise<T> {
   const client = await pool.connect();
-  let broken: Error | undefined;
-  const onError = (error: Error) => {
-    broken = error; // the statement in hand is rejected, too
-  };
-  client.on('error', onError);
+  // The pool listens only to connections that are not lent: a break that nobody hears would end the process. What was in
+  // hand is rejected too, and handled by whoever asked.
+  const onBreak = () => {};
+  client.on('error', onBreak);
+  let failure: unknown;
   try {
     await client.query(begin);
     const result = await work(client);
@@ -113,12 +113,12 @@ async function inTransaction<T>(
     if (command !== 'COMMIT') throw rolledBack();
     return result;
   } catch (error) {
-    await client.query('ROLLBACK').catch((failed) => {
-      broken = failed; // the connection broke: that is what `error` says
-    });
+    failure = error;
     throw error;
   } finally {
-    client.off('error', onError);
-    client.release(broken);
+    // After a failure the connection is closed: whatever it was in the middle of is rolled back, and one that serves a
+    // database which is read-only now is not used again.
+    client.release(failure !== undefined);
+    client.off('error', onBreak);
   }
 }

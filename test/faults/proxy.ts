@@ -86,7 +86,7 @@ export async function startProxy(targetPort: number): Promise<Proxy> {
       const passed = fate === 'pass' ? chunk : fate;
       link.bytes[direction] += passed.length;
       const pass = () => {
-        if (to.destroyed || to.write(passed)) return;
+        if (to.destroyed || to.write(passed) || from.isPaused()) return;
         from.pause();
         to.once('drain', () => from.resume());
       };

@@ -2,8 +2,11 @@
 import type { Scenario } from './scenario.ts';
 import { allInOne } from './scenarios/all-in-one.ts';
 import { apiKill } from './scenarios/api-kill.ts';
+import { backendKill } from './scenarios/backend-kill.ts';
 import { hostile } from './scenarios/hostile.ts';
 import { pgbouncer } from './scenarios/pgbouncer.ts';
+import { postgresRestart } from './scenarios/postgres-restart.ts';
+import { promotion } from './scenarios/promotion.ts';
 import { publishCut } from './scenarios/publish-cut.ts';
 import { ssrf } from './scenarios/ssrf.ts';
 import { workerKill } from './scenarios/worker-kill.ts';
@@ -17,6 +20,9 @@ export const SCENARIOS: readonly Scenario[] = [
   apiKill,
   publishCut,
   allInOne,
+  postgresRestart,
+  backendKill,
+  promotion,
   pgbouncer,
   hostile,
   ssrf,
