@@ -7,9 +7,11 @@ import { z } from 'zod';
 import { lowestUuidAt, parseTenantId, type TenantId } from '../../src/domain/ids.ts';
 import { claim, WALK_START, walkQueues } from '../../src/storage/claims.ts';
 import { type Database, openDatabase, sql } from '../../src/storage/database.ts';
+import { openHotPool } from '../../src/storage/hot-pool.ts';
 import { cloneDatabase, type TestDatabase } from '../support/database.ts';
 import { type PgBouncer, startPgBouncer } from '../support/pgbouncer.ts';
 
+const onIdleError = () => {};
 const TENANTS = Array.from({ length: 20 }, (_, i) => parseTenantId(`t${i}`));
 
 let database: TestDatabase;
@@ -19,7 +21,7 @@ let db: Database;
 beforeAll(async () => {
   database = await cloneDatabase();
   pooler = await startPgBouncer(database.url, 1);
-  db = await openDatabase(pooler.url, 4, () => {}, database.url);
+  db = await openDatabase(pooler.url, 4, onIdleError, database.url);
   for (const [i, tenantId] of TENANTS.entries()) {
     const id = lowestUuidAt(Date.now() + i);
     await database.owner.query(
@@ -105,13 +107,11 @@ test('a tenant cannot write for another, and a role that cannot be taken stops w
       INSERT INTO tenants (tenant_id, display_name, metadata, state) VALUES ('zz', '', '{}', 'active')`),
   );
   await expect(write).rejects.toThrow();
-  await database.owner.query('ALTER ROLE dispatch_engine RENAME TO dispatch_engine_gone');
-  try {
-    const attempt = db.engine.query("UPDATE tenants SET display_name = 'changed'");
-    await expect(attempt).rejects.toThrow('dispatch_engine');
-  } finally {
-    await database.owner.query('ALTER ROLE dispatch_engine_gone RENAME TO dispatch_engine');
-  }
+  const settings = { role: 'nobody_of_this_name' };
+  const pool = openHotPool({ url: pooler.url, name: 'test', settings, max: 1, isPooled: true, onIdleError });
+  const attempt = pool.query("UPDATE tenants SET display_name = 'changed'");
+  await expect(attempt).rejects.toThrow('nobody_of_this_name');
+  await pool.end();
   const { rows } = await database.owner.query("SELECT 1 FROM tenants WHERE display_name = 'changed'");
   expect(rows).toEqual([]);
 });
