@@ -5,7 +5,8 @@ import type { RedisTarget } from '../config.ts';
 
 export const COMMAND_TIMEOUT_MS = 50;
 const PROBE_EVERY_MS = 250;
-const MAX_RECONNECT_MS = 1_000;
+/** No longer than that: instances that find Redis again at different times use more than a rate in between. */
+const MAX_RECONNECT_MS = PROBE_EVERY_MS;
 
 /** Runs a script on one key. */
 export type Script = (key: string, values: readonly (string | number)[]) => Promise<unknown>;

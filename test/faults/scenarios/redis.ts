@@ -1,0 +1,204 @@
+// Redis is stopped, killed, paused, flushed and replaced by its replica under load. Publishing and deliveries go on,
+// limits are looser by their stated bound (docs/limits.md), and all is as before within 5 s of its return (promise P5).
+import { setTimeout as wait } from 'node:timers/promises';
+import { eventually } from '../../support/eventually.ts';
+import type { DispatchProcess } from '../../support/processes.ts';
+import { fullest, quantile, type Span } from '../figures.ts';
+import { type RedisFault, startMovingRedis } from '../moving-redis.ts';
+import { startProducer } from '../producer.ts';
+import { startEndpoint } from '../receiver.ts';
+import type { Figure, Scenario } from '../scenario.ts';
+import { adminOf, subscribe, type World } from '../world.ts';
+
+const TENANT = 'acme';
+const PER_SECOND = 200;
+/** Of the subscription that is slower than what is published. */
+const LIMIT = 100;
+const WARM_MS = 2_000;
+/** What is published in peace between two faults is what publishes under faults are compared with. */
+const CALM_MS = 400;
+/** Ready for this long without a break means back. */
+const STABLE_MS = 400;
+const BACK_WITHIN_MS = 5_000;
+const POLL_MS = 50;
+/** Rates hold over windows of all these lengths. */
+const WINDOWS_MS = [1_000, 2_000, 5_000, 10_000];
+
+export const redis: Scenario = {
+  name: 'redis',
+  about: 'Redis stopped, killed, paused, flushed and failed over 20 times each at 200 publishes/s',
+  promises: ['P1', 'P2', 'P5'],
+  seconds: 180,
+  async run(world) {
+    const { url } = await world.database();
+    const { url: redisUrl, faults } = await startMovingRedis(world);
+    const endpoint = await startEndpoint(world);
+    const limitedAtMs: number[] = [];
+    endpoint.answer = ({ path }) => {
+      if (path.endsWith('/limited')) limitedAtMs.push(performance.now());
+      return 204;
+    };
+    // Everything in each process: each publishes, delivers and keeps limits.
+    const start = () => world.dispatch(url, 'api,worker,maintenance', { DISPATCH_REDIS_URL: redisUrl });
+    const processes = await Promise.all([start(), start()]);
+    const clients = processes.map(adminOf);
+    const admin = clients[0]!;
+    await subscribe(admin, TENANT, endpoint.url);
+    const limited = await subscribe(admin, TENANT, `${endpoint.url}/limited`, { maxPerSecond: LIMIT });
+    // Far above the load: each process has to ask for tokens, and none is refused.
+    const quota = { publishPerSecond: 50_000, eventsPerDay: 100_000_000n };
+    await admin.tenants.setQuota({ tenantId: TENANT, quota });
+
+    const producer = startProducer(world, {
+      tenantIds: [TENANT],
+      clients: () => clients,
+      perSecond: PER_SECOND,
+      batch: 1,
+      concurrency: 64, // a stall of 300 ms is measured by as many calls as it meets
+    });
+    const latencies = new Map<string, number[]>();
+    const measure = async (name: string, work: () => Promise<unknown>): Promise<void> => {
+      const from = producer.latencies.length;
+      await work();
+      latencies.set(name, [...(latencies.get(name) ?? []), ...producer.latencies.slice(from)]);
+    };
+    await wait(WARM_MS); // connections are made, code is compiled
+    const watch = world.use(watchReadiness(processes));
+    const run: Run = { world, watch, changes: [], backMs: 0 };
+    const rounds = world.sized(20);
+    for (let round = 0; round < rounds; round++) {
+      for (const fault of faults) {
+        await measure('calm', () => wait(CALM_MS));
+        await measure(fault.name, () => suffer(run, fault));
+      }
+    }
+    await producer.stop();
+    const atMs = [...limitedAtMs];
+    await admin.subscriptions.updateSubscription({
+      tenantId: TENANT,
+      subscription: { subscriptionId: limited },
+      updateMask: { paths: ['max_per_second'] },
+    });
+    const verdict = await world.judge(url);
+    const calm = quantile(latencies.get('calm')!, 0.99);
+    const suffered = faults.flatMap(({ name }) => latencies.get(name)!);
+    const changes = [...run.changes, ...watch.blipsAtMs];
+    return {
+      verdict,
+      figures: [
+        { name: 'faults', value: rounds * faults.length },
+        { name: 'failed publishes', value: sumOf(producer.failures.values()), atMost: 0 },
+        { name: 'duplicates', value: verdict.duplicated, atMost: 0 },
+        { name: 'p99 of publishes, ms', value: calm },
+        ...faults.map(({ name }) => ({ name, value: quantile(latencies.get(name)!, 0.99) })),
+        { name: 'more under faults, ms', value: quantile(suffered, 0.99) - calm, atMost: 60 },
+        ...WINDOWS_MS.map((windowMs) => rateFigure(atMs, windowMs, changes)),
+        { name: 'ready again after, ms', value: run.backMs, atMost: BACK_WITHIN_MS },
+      ],
+    };
+  },
+};
+
+const sumOf = (counts: Iterable<number>) => [...counts].reduce((sum, n) => sum + n, 0);
+
+type Run = {
+  readonly world: World;
+  readonly watch: ReturnType<typeof watchReadiness>;
+  /** When limits changed hands, both ways. */
+  readonly changes: number[];
+  /** The longest time that it took to be ready again. */
+  backMs: number;
+};
+
+/** One fault, until all is as before. */
+async function suffer(run: Run, { name, isAway, begin, end }: RedisFault): Promise<void> {
+  const { world, watch, changes } = run;
+  // Killed it is away for longer: most of a window then holds the parts of a rate that each process has by itself.
+  const awayMs = name === 'killed' ? world.between(1_500, 2_500) : world.between(400, 800);
+  watch.isExpected = true;
+  world.timeline.fault(name);
+  await begin();
+  changes.push(performance.now());
+  if (isAway) {
+    const awayUntil = performance.now() + awayMs;
+    await eventually(() => {
+      if (!watch.texts.every((text) => text.startsWith('degraded'))) {
+        throw new Error(`Redis is ${name}, and /readyz says ${watch.texts}`);
+      }
+    }, BACK_WITHIN_MS);
+    await wait(Math.max(0, awayUntil - performance.now()));
+    await end();
+    world.timeline.fault('back');
+  }
+  const endedAt = performance.now();
+  await watch.polled(); // what is known is younger than the end of the fault
+  let notReadyAt = endedAt;
+  while (performance.now() - notReadyAt < STABLE_MS) {
+    if (watch.texts.some((text) => text !== 'ready\n')) notReadyAt = performance.now();
+    if (notReadyAt - endedAt > 2 * BACK_WITHIN_MS) throw new Error(`${name}, back, and never ready again`);
+    await wait(10);
+  }
+  if (name !== 'flushed') changes.push(notReadyAt);
+  watch.isExpected = false;
+  run.backMs = Math.max(run.backMs, notReadyAt - endedAt);
+}
+
+/** What /readyz says, asked again and again. */
+function watchReadiness(processes: readonly DispatchProcess[]) {
+  const texts = processes.map(() => 'ready\n');
+  const blipsAtMs: number[] = [];
+  const stopping = new AbortController();
+  let polls = 0;
+  const polling = (async () => {
+    while (!stopping.signal.aborted) {
+      await Promise.all(
+        processes.map(async ({ httpPort }, i) => {
+          const text = await (await fetch(`http://127.0.0.1:${httpPort}/readyz`)).text();
+          if (text !== texts[i] && !watch.isExpected) blipsAtMs.push(performance.now());
+          texts[i] = text;
+        }),
+      );
+      polls++;
+      await wait(POLL_MS);
+    }
+  })();
+  polling.catch(() => {}); // the processes live: whoever waits for the next poll hears of it
+  const watch = {
+    /** The last answers. */
+    texts: texts as readonly string[],
+    /** Changes that no fault explains: a call took more than 50 ms on a machine that is busy. */
+    blipsAtMs: blipsAtMs as readonly number[],
+    isExpected: false,
+    /** Resolves when all were asked and answered from now on. */
+    async polled(): Promise<void> {
+      const until = polls + 2;
+      await Promise.race([
+        polling.then(() => {
+          throw new Error('/readyz is not asked any more');
+        }),
+        eventually(() => {
+          if (polls < until) throw new Error('/readyz does not answer');
+        }),
+      ]);
+    },
+    async [Symbol.asyncDispose]() {
+      stopping.abort();
+      await polling.catch(() => {});
+    },
+  };
+  return watch;
+}
+
+/**
+ * How full the fullest window was, as a share of its bound: the rate; what a slot may be late and what may be caught up
+ * (0.4 s, 4 % of 10 s); and for each time that limits changed hands what was taken ahead and what may be caught up (0.3 s).
+ */
+function rateFigure(atMs: readonly number[], windowMs: number, changes: readonly number[]): Figure {
+  const boundOf = ({ fromMs, toMs }: Span) => {
+    // What was taken ahead right before the window began is used in it.
+    const changed = changes.filter((at) => at > fromMs - 300 && at <= toMs).length;
+    return LIMIT * (windowMs / 1000 + 0.4 + 0.3 * changed);
+  };
+  const { share } = fullest(atMs, windowMs, boundOf);
+  return { name: `fullest ${windowMs / 1000} s ÷ its bound`, value: share, atMost: 1 };
+}
