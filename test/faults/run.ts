@@ -7,7 +7,7 @@ import { cpus } from 'node:os';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { findServer, prepareTemplate } from '../support/postgres.ts';
-import { rowOf } from './report.ts';
+import { pageOf, rowOf } from './report.ts';
 import { FULL_MINUTES, type Report, runScenario } from './runner.ts';
 import { SCENARIOS } from './scenarios.ts';
 
@@ -35,7 +35,8 @@ const server = await findServer();
 await prepareTemplate(server.url);
 await mkdir(values.out, { recursive: true });
 const scale = Math.min(1, minutes / FULL_MINUTES);
-process.stdout.write(`seed ${seed}, ${Math.round(scale * 100)} % of the full size\n`);
+const share = `${Math.round(scale * 100)} % of the full size`;
+process.stdout.write(`seed ${seed}, ${share}\n`);
 const reports: Report[] = [];
 for (const scenario of chosen) {
   const say = (line: string) => process.stderr.write(`  ${scenario.name}: ${line}\n`);
@@ -52,6 +53,8 @@ await writeFile(
   join(values.out, 'report.json'),
   `${JSON.stringify({ at, machine, seed, scale, reports }, null, 2)}\n`,
 );
+const about = `${at.slice(0, 10)}, ${share}, ${machine.cores} cores (${machine.cpu}), Node ${machine.node.slice(1)}; acked and received per second, faults in red.`;
+await writeFile(join(values.out, 'README.md'), pageOf(reports, about));
 const broken = reports.filter((report) => report.broken.length > 0);
 process.stdout.write(
   `${reports.length - broken.length} of ${reports.length} held; report and pictures in ${values.out}\n`,
