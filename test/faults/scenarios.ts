@@ -8,6 +8,7 @@ import { pgbouncer } from './scenarios/pgbouncer.ts';
 import { postgresRestart } from './scenarios/postgres-restart.ts';
 import { promotion } from './scenarios/promotion.ts';
 import { publishCut } from './scenarios/publish-cut.ts';
+import { readOnlyAndFull } from './scenarios/read-only-and-full.ts';
 import { redis } from './scenarios/redis.ts';
 import { ssrf } from './scenarios/ssrf.ts';
 import { workerKill } from './scenarios/worker-kill.ts';
@@ -24,6 +25,7 @@ export const SCENARIOS: readonly Scenario[] = [
   postgresRestart,
   backendKill,
   promotion,
+  readOnlyAndFull,
   pgbouncer,
   redis,
   hostile,
