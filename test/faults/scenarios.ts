@@ -1,6 +1,7 @@
 // Every fault scenario, in the order in which they run.
 import type { Scenario } from './scenario.ts';
+import { listenHalfOpen } from './scenarios/listen-half-open.ts';
 import { pgbouncer } from './scenarios/pgbouncer.ts';
 import { workerKill } from './scenarios/worker-kill.ts';
 
-export const SCENARIOS: readonly Scenario[] = [workerKill, pgbouncer];
+export const SCENARIOS: readonly Scenario[] = [workerKill, pgbouncer, listenHalfOpen];
