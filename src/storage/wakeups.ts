@@ -17,7 +17,8 @@ export type WakeupListener = {
 
 const READY = 'dispatch_ready';
 const CHANGED = 'dispatch_changed';
-const HEARTBEAT_MS = 10_000;
+/** A connection that died without a word is found after both at most: within 15 s, the new one included. */
+const HEARTBEAT_MS = 9_000;
 const ANSWER_MS = 5_000;
 const MAX_PAYLOAD_BYTES = 7_900; // Postgres allows 7,999
 

@@ -4,6 +4,7 @@ import { allInOne } from './scenarios/all-in-one.ts';
 import { apiKill } from './scenarios/api-kill.ts';
 import { backendKill } from './scenarios/backend-kill.ts';
 import { hostile } from './scenarios/hostile.ts';
+import { listenHalfOpen } from './scenarios/listen-half-open.ts';
 import { pgbouncer } from './scenarios/pgbouncer.ts';
 import { postgresRestart } from './scenarios/postgres-restart.ts';
 import { promotion } from './scenarios/promotion.ts';
@@ -27,6 +28,7 @@ export const SCENARIOS: readonly Scenario[] = [
   promotion,
   readOnlyAndFull,
   pgbouncer,
+  listenHalfOpen,
   redis,
   hostile,
   ssrf,
