@@ -6,9 +6,17 @@ const MAIN = new URL('../../src/main.ts', import.meta.url).pathname;
 
 /** What a test that failed half-way left running ends with the tests. */
 const running = new Set<ChildProcess>();
-process.once('exit', () => {
+const endAll = () => {
   for (const child of running) child.kill('SIGKILL');
-});
+};
+process.once('exit', endAll);
+// Test files run in processes that are ended by a signal, and then there is no 'exit'.
+for (const signal of ['SIGTERM', 'SIGINT'] as const) {
+  process.once(signal, () => {
+    endAll();
+    process.kill(process.pid, signal);
+  });
+}
 
 export type DispatchProcess = {
   readonly child: ChildProcess;
