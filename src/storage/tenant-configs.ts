@@ -73,6 +73,8 @@ export type TenantConfig = {
 };
 
 const MAX_AGE_MS = 5_000;
+/** After a check that failed none is tried for this long: a database that is away is not asked by every publish. */
+const CHECK_REST_MS = 500;
 const MAX_TENANTS = 5_000;
 
 /** The cache. */
@@ -101,6 +103,7 @@ export function createTenantConfigs(
   const loading = new Map<TenantId, Promise<TenantConfig | undefined>>();
   const toCheck = new Set<TenantId>();
   let checking = false;
+  let restUntilMs = Number.NEGATIVE_INFINITY;
 
   /** Reads a configuration and keeps it, unless forget() overtook it: then it serves its waiters only. */
   function load(tenantId: TenantId): Promise<TenantConfig | undefined> {
@@ -142,11 +145,16 @@ export function createTenantConfigs(
         else entries.delete(id);
       }
     } catch (error) {
+      restUntilMs = now() + CHECK_REST_MS;
       onError(error);
     } finally {
       checking = false;
-      if (toCheck.size > 0) void check();
+      if (toCheck.size > 0) checkSoon();
     }
+  }
+
+  function checkSoon(): void {
+    if (!checking && now() >= restUntilMs) void check();
   }
 
   const peek = (tenantId: TenantId) => {
@@ -154,7 +162,7 @@ export function createTenantConfigs(
     if (entry === undefined) return undefined;
     if (now() - entry.checkedAtMs > MAX_AGE_MS) {
       toCheck.add(tenantId);
-      if (!checking) void check();
+      checkSoon();
     }
     return entry.config;
   };

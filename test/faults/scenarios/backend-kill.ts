@@ -20,15 +20,16 @@ export const backendKill: Scenario = {
     const killed = new Map<string, number>();
     for (let kill = 0; kill < kills; kill++) {
       await wait(Math.max(0, startedAt + kill * KILL_EVERY_MS - performance.now()));
-      // The owner's session asks, so it is not among them.
-      const { rows } = await owner.query<{ pid: number; name: string }>(
-        `SELECT pid, application_name AS name FROM pg_stat_activity
-         WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
-         ORDER BY pid`,
+      // Every other one is at work just then, if any is. The owner's session asks, so it is not among them.
+      const { rows } = await owner.query<{ name: string }>(
+        `SELECT name, pg_terminate_backend(pid) FROM (
+           SELECT pid, application_name AS name FROM pg_stat_activity
+           WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
+           ORDER BY ($1 AND state = 'active') DESC, md5(pid || $2) LIMIT 1) victim`,
+        [kill % 2 === 0, String(world.random())],
       );
-      const victim = rows[world.between(0, rows.length - 1)];
+      const victim = rows[0];
       if (victim === undefined) continue;
-      await owner.query('SELECT pg_terminate_backend($1)', [victim.pid]);
       world.timeline.fault('kill');
       killed.set(victim.name, (killed.get(victim.name) ?? 0) + 1);
     }
