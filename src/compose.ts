@@ -30,6 +30,7 @@ import { createEndpointTasks } from './maintenance/endpoints.ts';
 import { createHistoryTasks } from './maintenance/history.ts';
 import { createMaintenance, type Maintenance } from './maintenance/maintenance.ts';
 import { createPurgeTasks } from './maintenance/purge.ts';
+import { createSnapshotWatch, MAX_SNAPSHOT_SECONDS } from './maintenance/snapshots.ts';
 import { createAdmission } from './publishing/admission.ts';
 import { createGroupCommit, type GroupCommit, LANES, MAX_UNDER_WAY } from './publishing/group-commit.ts';
 import {
@@ -71,6 +72,7 @@ import * as purges from './storage/purges.ts';
 import { writeRecords } from './storage/records.ts';
 import { type Replay, runningReplays, stepReplay } from './storage/replays.ts';
 import { assertMasterKeys, createRewrap } from './storage/secret-keys.ts';
+import { oldestSnapshotSeconds } from './storage/snapshots.ts';
 import { setSubscriptionState } from './storage/subscriptions.ts';
 import { createTenantConfigs, type Target, type TenantConfigs } from './storage/tenant-configs.ts';
 import { shorterHistories } from './storage/tenants.ts';
@@ -385,15 +387,21 @@ function startWorker(shared: Shared, stack: AsyncDisposableStack): Worker {
     },
     onError: (error) => log.error(error, 'results could not be recorded; trying again'),
   });
+  const timed = async <T>(work: (nowMs: number) => Promise<T>): Promise<T> => {
+    const beganMs = monotonic();
+    const claimed = await work(beganMs);
+    metrics.claimTook((monotonic() - beganMs) / 1000);
+    return claimed;
+  };
   const created = createWorker({
     walk: (from, limit) => walkQueues(db.claims, from, limit),
     positionAfter,
     walkStart: WALK_START,
-    claim: (queues) => claim(db.claims, queues, randomBytes(16), config.leaseMs, monotonic()),
+    claim: (queues) => timed((nowMs) => claim(db.claims, queues, randomBytes(16), config.leaseMs, nowMs)),
     claimLines: (queue, which) =>
-      claimLines(db.claims, queue, which, randomBytes(16), config.leaseMs, monotonic()),
+      timed((nowMs) => claimLines(db.claims, queue, which, randomBytes(16), config.leaseMs, nowMs)),
     claimLeftovers: (queue, room) =>
-      claimLeftovers(db.claims, queue, room, randomBytes(16), config.leaseMs, monotonic()),
+      timed((nowMs) => claimLeftovers(db.claims, queue, room, randomBytes(16), config.leaseMs, nowMs)),
     configs,
     send: egress.sender.send,
     recorder,
@@ -520,6 +528,17 @@ function startMaintenance(shared: Shared, worker: Worker | undefined): Maintenan
       shorterHistories: () => shorterHistories(db, config.defaultQuota.historyDays),
       purgeHistoryOf: (tenantId, beforeMs) => purges.purgeHistoryOf(db, tenantId, beforeMs),
       historyDays: config.historyDays,
+    }),
+    snapshots: createSnapshotWatch({
+      read: () => oldestSnapshotSeconds(db.ownerUrl),
+      onAge: metrics.oldestSnapshot,
+      onChange: (isTooOld, seconds) => {
+        if (isTooOld) {
+          const message =
+            'a transaction is so old that vacuum cannot remove what was deleted since: claims become slower';
+          log.warn({ seconds, atMost: MAX_SNAPSHOT_SECONDS }, message);
+        } else log.info({ seconds }, 'the old transaction has ended');
+      },
     }),
     onDone: (kind, count) => {
       metrics.maintained(kind, count);

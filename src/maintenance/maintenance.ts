@@ -3,6 +3,7 @@
 import type { EndpointTasks } from './endpoints.ts';
 import type { HistoryTasks } from './history.ts';
 import type { PurgeTasks } from './purge.ts';
+import type { SnapshotWatch } from './snapshots.ts';
 
 export type MaintenanceDeps = {
   /** Takes or renews the leader's lease. */
@@ -12,6 +13,7 @@ export type MaintenanceDeps = {
   readonly endpoints: EndpointTasks;
   readonly purge: PurgeTasks;
   readonly history: HistoryTasks;
+  readonly snapshots: SnapshotWatch;
   readonly onDone: (kind: string, count: number) => void;
   readonly onError: (error: unknown, task: string) => void;
 };
@@ -60,7 +62,10 @@ export function createMaintenance(deps: MaintenanceDeps): Maintenance {
       deps.onError(error, 'lead');
       return false;
     });
-    if (!leads) return;
+    if (!leads) {
+      deps.snapshots.rest();
+      return;
+    }
     let moreToDo = true;
     const looksAtDeletions = wasPoked || performance.now() >= deletionsAt;
     wasPoked = false;
@@ -91,6 +96,7 @@ export function createMaintenance(deps: MaintenanceDeps): Maintenance {
     }
     if (performance.now() >= minutelyAt) {
       minutelyAt = performance.now() + MINUTE_MS;
+      await task('snapshots', deps.snapshots.look);
       await task('idempotency_keys', deps.purge.idempotencyKeys);
       await task('usage_folded', deps.purge.usage);
       await task('secrets_rewrapped', deps.purge.secrets);

@@ -86,6 +86,23 @@ export function createMetrics() {
     help: 'Deliveries claimed from the database.',
     registers,
   });
+  const claimSeconds = new Histogram({
+    name: 'dispatch_claim_seconds',
+    help: 'Duration of claims, with the reading of their events.',
+    buckets: LATENCY_SECONDS,
+    registers,
+  });
+  /** Undefined: another instance looks. */
+  let oldestSnapshotSeconds: number | undefined;
+  new Gauge({
+    name: 'dispatch_database_oldest_snapshot_seconds',
+    help: 'Age of the oldest snapshot in the database, read each minute by the instance that leads maintenance.',
+    registers,
+    collect() {
+      if (oldestSnapshotSeconds === undefined) this.remove();
+      else this.set(oldestSnapshotSeconds);
+    },
+  });
   const rpcSeconds = new Histogram({
     name: 'dispatch_rpc_seconds',
     help: 'Duration of calls, by method and code.',
@@ -143,6 +160,10 @@ export function createMetrics() {
     },
     leaseLost: (count: number) => leasesLost.inc(count),
     claimed: (count: number) => claims.inc(count),
+    claimTook: (seconds: number) => claimSeconds.observe(seconds),
+    oldestSnapshot: (seconds: number | undefined) => {
+      oldestSnapshotSeconds = seconds;
+    },
     called: (method: string, code: string, seconds: number) => {
       let byCode = calls.get(method);
       if (byCode === undefined) {

@@ -5,6 +5,7 @@ import { apiKill } from './scenarios/api-kill.ts';
 import { backendKill } from './scenarios/backend-kill.ts';
 import { hostile } from './scenarios/hostile.ts';
 import { listenHalfOpen } from './scenarios/listen-half-open.ts';
+import { longSnapshot } from './scenarios/long-snapshot.ts';
 import { pgbouncer } from './scenarios/pgbouncer.ts';
 import { postgresRestart } from './scenarios/postgres-restart.ts';
 import { promotion } from './scenarios/promotion.ts';
@@ -16,20 +17,4 @@ import { workerKill } from './scenarios/worker-kill.ts';
 import { workerPoints } from './scenarios/worker-points.ts';
 import { zombie } from './scenarios/zombie.ts';
 
-export const SCENARIOS: readonly Scenario[] = [
-  workerKill,
-  workerPoints,
-  zombie,
-  apiKill,
-  publishCut,
-  allInOne,
-  postgresRestart,
-  backendKill,
-  promotion,
-  readOnlyAndFull,
-  pgbouncer,
-  listenHalfOpen,
-  redis,
-  hostile,
-  ssrf,
-];
+export const SCENARIOS: readonly Scenario[] = [workerKill, workerPoints, zombie, apiKill, publishCut, allInOne, postgresRestart, backendKill, promotion, readOnlyAndFull, pgbouncer, listenHalfOpen, longSnapshot, redis, hostile, ssrf];
