@@ -10,7 +10,6 @@ import { type Endpoint, type Request, startEndpoint } from '../receiver.ts';
 import type { Scenario } from '../scenario.ts';
 import { adminOf, subscribe, type World } from '../world.ts';
 
-const TENANT = 'acme';
 const EVENTS = 20;
 const LEASE_S = 10;
 
@@ -46,25 +45,28 @@ export const workerPoints: Scenario = {
   async run(world) {
     const { url, owner } = await world.database();
     const endpoint = await startEndpoint(world);
-    const front = world.use(await startProxy(endpoint.port));
     const back = world.use(await startProxy(Number(new URL(url).port)));
-    const wires = { endpoint, front, back };
     const settings = { DISPATCH_LEASE_SECONDS: String(LEASE_S) };
     const admin = adminOf(await world.dispatch(url, 'api', settings));
-    await subscribe(admin, TENANT, `http://127.0.0.1:${front.port}/hook`);
     const seen: Seen[] = [];
     const lives: Life[] = [];
     const known = new Set<string>();
-    disarm(wires, seen);
+    disarm(endpoint, back, seen);
     const kills = POINTS.length * world.sized(10);
     for (let kill = 0; kill < kills; kill++) {
+      // An address of its own: nobody is connected to it yet.
+      const front = world.use(await startProxy(endpoint.port));
+      const tenantId = `t${kill}`;
+      await subscribe(admin, tenantId, `http://127.0.0.1:${front.port}/hook`);
       const fromMs = Date.now();
       const victim = await world.dispatch(throughPort(url, back.port), 'worker', settings);
-      const struck = arm(world, POINTS[kill % POINTS.length]!, wires, seen);
-      await publishAll(world, admin, TENANT, numbered(EVENTS, kill));
+      const struck = arm(world, POINTS[kill % POINTS.length]!, { endpoint, front, back }, seen);
+      await publishAll(world, admin, tenantId, numbered(EVENTS, kill));
       await struck(() => victim.kill('SIGKILL'));
-      disarm(wires, seen);
       lives.push({ fromMs, toMs: Date.now(), leases: await leasesOf(owner, known) });
+      front.rules.onChunk = () => 'pass';
+      front.rules.onConnect = () => {};
+      disarm(endpoint, back, seen);
     }
     await world.dispatch(url, 'worker,maintenance', settings);
     const rescuedFromMs = Date.now();
@@ -134,10 +136,8 @@ function arm(world: World, point: Point, wires: Wires, seen: Seen[]) {
   };
 }
 
-/** Everything passes, and is answered by 204. */
-function disarm({ endpoint, front, back }: Wires, seen: Seen[]): void {
-  front.rules.onChunk = () => 'pass';
-  front.rules.onConnect = () => {};
+/** Everything passes to and from Postgres, and every request is answered by 204. */
+function disarm(endpoint: Endpoint, back: TcpProxy, seen: Seen[]): void {
   back.rules.onChunk = () => 'pass';
   endpoint.answer = (request) => {
     seen.push({ ...request, atMs: Date.now() });
