@@ -12,9 +12,30 @@ import { promotion } from './scenarios/promotion.ts';
 import { publishCut } from './scenarios/publish-cut.ts';
 import { readOnlyAndFull } from './scenarios/read-only-and-full.ts';
 import { redis } from './scenarios/redis.ts';
+import { scale } from './scenarios/scale.ts';
+import { soak } from './scenarios/soak.ts';
 import { ssrf } from './scenarios/ssrf.ts';
 import { workerKill } from './scenarios/worker-kill.ts';
 import { workerPoints } from './scenarios/worker-points.ts';
 import { zombie } from './scenarios/zombie.ts';
 
-export const SCENARIOS: readonly Scenario[] = [workerKill, workerPoints, zombie, apiKill, publishCut, allInOne, postgresRestart, backendKill, promotion, readOnlyAndFull, pgbouncer, listenHalfOpen, longSnapshot, redis, hostile, ssrf];
+export const SCENARIOS: readonly Scenario[] = [
+  workerKill,
+  workerPoints,
+  zombie,
+  apiKill,
+  publishCut,
+  allInOne,
+  postgresRestart,
+  backendKill,
+  promotion,
+  readOnlyAndFull,
+  pgbouncer,
+  listenHalfOpen,
+  longSnapshot,
+  redis,
+  scale,
+  hostile,
+  ssrf,
+  soak,
+];
