@@ -15,7 +15,7 @@ export type DatabaseLoad = {
   readonly acked: (count: number) => Promise<void>;
   /** Publishes that failed so far and were tried again. */
   readonly failureCount: () => number;
-  /** From now, in seconds, until both publishes and deliveries are back at RATE_PART of their rate. */
+  /** From now, in seconds, until over a second both publishes and deliveries are back at RATE_PART of their rate. */
   readonly rateIsBack: () => Promise<number>;
   /** No new events; resolves with the figures that bound what was seen, when all that was published is acked. */
   readonly stop: () => Promise<Figure[]>;
@@ -54,13 +54,26 @@ export async function startDatabaseLoad(world: World, databaseUrl: string): Prom
     await subscribe(admin, tenantId, endpoint.url, { ordering });
   }
   await admin.tenants.setQuota({ tenantId: 'near', quota: { eventsPerDay: NEAR_PER_DAY } });
-  const common = { clients: () => clients, timeoutMs: TIMEOUT_MS };
+  let isOver = false;
+  world.use({
+    async [Symbol.asyncDispose]() {
+      isOver = true; // what a run that failed half-way left running ends too
+    },
+  });
+  const clientsUntilOver = () => {
+    if (isOver) throw new Error('the run is over');
+    return clients;
+  };
+  const common = { clients: clientsUntilOver, timeoutMs: TIMEOUT_MS };
   const producers = [
     startProducer(world, { ...common, tenantIds: PLAIN, perSecond: PER_SECOND - SPECIAL_PER_SECOND }),
     startProducer(world, { ...common, tenantIds: SPECIAL, perSecond: SPECIAL_PER_SECOND, batch: 2 }),
   ];
-  const refused = Promise.race(producers.map((producer) => producer.done));
-  const administration = startAdministration(clients);
+  const refused = Promise.all(producers.map((producer) => producer.done)).then(
+    () => new Promise<never>(() => {}),
+  );
+  refused.catch(() => {}); // whoever waits for something hears of it
+  const administration = startAdministration(clientsUntilOver);
   const ackedCount = () => producers.reduce((sum, producer) => sum + producer.ackedCount(), 0);
 
   return {
@@ -68,11 +81,11 @@ export async function startDatabaseLoad(world: World, databaseUrl: string): Prom
     async acked(count) {
       const until = ackedCount() + count;
       const arrived = async () => {
-        while (ackedCount() < until) await wait(10);
+        while (ackedCount() < until && !isOver) await wait(10);
       };
       await Promise.race([arrived(), refused]);
     },
-    rateIsBack: () => rateIsBack(ackedCount, () => world.ledger.arrivals.length),
+    rateIsBack: () => Promise.race([rateIsBack(ackedCount, () => world.ledger.arrivals.length), refused]),
     async stop() {
       const administrationFailures = await administration.stop();
       await Promise.all(producers.map((producer) => producer.stop()));
@@ -101,11 +114,12 @@ async function rateIsBack(...counts: readonly (() => number)[]): Promise<number>
 const ADMINISTRATION_MS = 100;
 
 /** What operators and tenants do meanwhile: reads and audited writes, in transactions of the other role. */
-function startAdministration(clients: readonly Clients[]) {
+function startAdministration(clientsNow: () => readonly Clients[]) {
   const failures = new Map<string, number>();
   let stopped = false;
   const run = async () => {
     for (let turn = 0; !stopped; turn++) {
+      const clients = clientsNow();
       const { tenants, subscriptions, events } = clients[turn % clients.length]!;
       const tenantId = PLAIN[turn % PLAIN.length]!;
       const calls = [
@@ -123,6 +137,7 @@ function startAdministration(clients: readonly Clients[]) {
     }
   };
   const running = run();
+  running.catch(() => {}); // the run is over
   return {
     async stop() {
       stopped = true;
