@@ -1,6 +1,8 @@
 // Every fault scenario, in the order in which they run.
 import type { Scenario } from './scenario.ts';
+import { allInOneRestart } from './scenarios/all-in-one-restart.ts';
 import { redis } from './scenarios/redis.ts';
+import { rollingRestart } from './scenarios/rolling-restart.ts';
 import { workerKill } from './scenarios/worker-kill.ts';
 
-export const SCENARIOS: readonly Scenario[] = [workerKill, redis];
+export const SCENARIOS: readonly Scenario[] = [workerKill, redis, rollingRestart, allInOneRestart];
