@@ -47,6 +47,12 @@ const STREAM_FULL = 1_000;
 const PREFACE_MS = 10_000;
 /** How long an HTTP/2 session may do nothing. */
 const IDLE_MS = 300_000;
+/**
+ * How long HTTP/1.1 connections that are idle are kept when the server stops. There is no GOAWAY: a caller whose call
+ * is under way when its connection is closed cannot know whether it was served. Callers that are busy learn it from a
+ * response in this time.
+ */
+const LINGER_MS = 500;
 
 export async function startConnectServer(
   services: readonly BoundService[],
@@ -68,7 +74,14 @@ export async function startConnectServer(
     shutdownSignal: shutdown.signal,
     fallback: (request, response) => answerPage(pages, request as Request, response as Response),
   });
+  let isClosing = false;
+  const responses = new Set<Response>();
   const onRequest = async (request: Request, response: Response) => {
+    if (request.httpVersionMajor === 1) {
+      if (isClosing) response.shouldKeepAlive = false;
+      responses.add(response);
+      response.once('close', () => responses.delete(response));
+    }
     try {
       // Before a byte of the body is read: connect-node decodes first.
       if (request.method === 'POST') await path.authenticate(request.headers.authorization, peerOf(request));
@@ -121,14 +134,22 @@ export async function startConnectServer(
         }, graceMs);
         void listener.close().then(() => {
           clearTimeout(timer);
+          clearTimeout(lingering);
           done();
         });
         for (const session of sessions) session.close(); // GOAWAY, then ends with its last stream
-        http1.close();
-        http1.closeIdleConnections();
-        // From now on each HTTP/1.1 response closes its connection.
-        http1.keepAliveTimeout = 1;
-        for (const socket of sockets) if (socket.bytesRead === 0) socket.destroy();
+        // From now on each HTTP/1.1 response closes its connection, and says so.
+        isClosing = true;
+        for (const response of responses) response.shouldKeepAlive = false;
+        const lingering = setTimeout(
+          () => {
+            http1.close();
+            http1.closeIdleConnections();
+            http1.keepAliveTimeout = 1;
+            for (const socket of sockets) if (socket.bytesRead === 0) socket.destroy();
+          },
+          Math.min(LINGER_MS, graceMs),
+        );
       }),
   };
 }

@@ -1,14 +1,17 @@
 // Producers of fault runs: a steady rate of events with idempotency keys, each tried again until it is acked.
 import { setTimeout as wait } from 'node:timers/promises';
-import { Code, ConnectError } from '@connectrpc/connect';
+import { type Client, Code, ConnectError } from '@connectrpc/connect';
+import type { PublishService } from '../../gen/dispatch/v1/publish_service_pb.ts';
 import { hashOf } from '../support/ledger.ts';
-import type { Clients } from '../support/rpc-clients.ts';
 import type { World } from './world.ts';
+
+/** What a producer needs of a client; of whatever kind, it rejects with a ConnectError. */
+export type PublishClient = { readonly publish: Pick<Client<typeof PublishService>, 'publishBatch'> };
 
 export type ProducerOptions = {
   readonly tenantIds: readonly string[];
   /** The APIs that may be asked now, in turn; a failed call goes to the next. */
-  readonly clients: () => readonly Clients[];
+  readonly clients: () => readonly PublishClient[];
   readonly perSecond: number;
   /** Events in one call. */
   readonly batch?: number;
@@ -86,7 +89,7 @@ export function startProducer(world: World, options: ProducerOptions): Producer 
         if (left.length === 0) break;
       } catch (error) {
         const { code, rawMessage } = ConnectError.from(error);
-        failed(code, rawMessage);
+        failed(isCut(error) ? Code.Aborted : code, rawMessage);
       }
       await wait(RETRY_MS);
     }
@@ -123,4 +126,12 @@ export function startProducer(world: World, options: ProducerOptions): Producer 
       await done;
     },
   };
+}
+
+/** A connection that was cut under a call is ABORTED to connect-node where it is ECONNRESET, and INTERNAL where it is EPIPE. */
+function isCut(error: unknown): boolean {
+  for (let at = error; at instanceof Error; at = at.cause) {
+    if ('code' in at && at.code === 'EPIPE') return true;
+  }
+  return false;
 }

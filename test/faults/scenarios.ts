@@ -1,6 +1,7 @@
 // Every fault scenario, in the order in which they run.
 import type { Scenario } from './scenario.ts';
 import { allInOne } from './scenarios/all-in-one.ts';
+import { allInOneRestart } from './scenarios/all-in-one-restart.ts';
 import { apiKill } from './scenarios/api-kill.ts';
 import { backendKill } from './scenarios/backend-kill.ts';
 import { hostile } from './scenarios/hostile.ts';
@@ -12,6 +13,7 @@ import { promotion } from './scenarios/promotion.ts';
 import { publishCut } from './scenarios/publish-cut.ts';
 import { readOnlyAndFull } from './scenarios/read-only-and-full.ts';
 import { redis } from './scenarios/redis.ts';
+import { rollingRestart } from './scenarios/rolling-restart.ts';
 import { scale } from './scenarios/scale.ts';
 import { soak } from './scenarios/soak.ts';
 import { ssrf } from './scenarios/ssrf.ts';
@@ -34,8 +36,10 @@ export const SCENARIOS: readonly Scenario[] = [
   listenHalfOpen,
   longSnapshot,
   redis,
+  rollingRestart,
   scale,
   hostile,
   ssrf,
   soak,
+  allInOneRestart,
 ];
