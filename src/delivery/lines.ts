@@ -4,7 +4,6 @@
 //
 // A line ends when it is empty, or breaks when something of it cannot go on: then what is left is given back, uncharged.
 import type { ClaimedDelivery } from '../domain/delivery.ts';
-import type { DeliveryId } from '../domain/ids.ts';
 
 export type LinesDeps = {
   readonly holdBehind: (delivery: ClaimedDelivery) => void;
@@ -19,8 +18,11 @@ type Line = { readonly rest: ClaimedDelivery[]; openCount: number; isBroken: boo
 export type Lines = ReturnType<typeof createLines>;
 
 export function createLines(deps: LinesDeps) {
-  /** By the deliveries that are first in their lines, or in a request. */
-  const lines = new Map<DeliveryId, Line>();
+  /**
+   * By the deliveries that are first in their lines, or in a request: by the claim, not by the id. A delivery that is
+   * retried at once can be claimed again before its last result is known to be written, and each claim has its own line.
+   */
+  const lines = new Map<ClaimedDelivery, Line>();
 
   function endRest(line: Line, giveBack: boolean): void {
     line.isBroken = true;
@@ -36,7 +38,7 @@ export function createLines(deps: LinesDeps) {
       const [first, ...rest] = deliveries;
       if (first === undefined) return;
       for (const delivery of rest) deps.holdBehind(delivery);
-      lines.set(first.deliveryId, { rest, openCount: 1, isBroken: false });
+      lines.set(first, { rest, openCount: 1, isBroken: false });
       deps.offer(first);
     },
 
@@ -45,13 +47,13 @@ export function createLines(deps: LinesDeps) {
       first: ClaimedDelivery,
       fits: (delivery: ClaimedDelivery) => boolean,
     ): ClaimedDelivery | undefined {
-      const line = lines.get(first.deliveryId);
+      const line = lines.get(first);
       const next = line?.rest[0];
       if (line === undefined || next === undefined || !fits(next)) return undefined;
       line.rest.shift();
       line.openCount++;
       deps.leaveBehind(next);
-      lines.set(next.deliveryId, line);
+      lines.set(next, line);
       return next;
     },
 
@@ -60,9 +62,9 @@ export function createLines(deps: LinesDeps) {
      * Returns whether there may be more of its line in the database.
      */
     done(delivery: ClaimedDelivery, goesOn: boolean): boolean {
-      const line = lines.get(delivery.deliveryId);
+      const line = lines.get(delivery);
       if (line === undefined) return false;
-      lines.delete(delivery.deliveryId);
+      lines.delete(delivery);
       line.openCount--;
       if (!goesOn) endRest(line, true);
       if (line.openCount > 0 || line.isBroken) return !line.isBroken && line.openCount === 0;
@@ -70,16 +72,16 @@ export function createLines(deps: LinesDeps) {
       if (next === undefined) return true;
       line.openCount = 1;
       deps.leaveBehind(next);
-      lines.set(next.deliveryId, line);
+      lines.set(next, line);
       deps.offer(next);
       return false;
     },
 
     /** Its lease and those behind it run out by themselves. */
     dropped(delivery: ClaimedDelivery): void {
-      const line = lines.get(delivery.deliveryId);
+      const line = lines.get(delivery);
       if (line === undefined) return;
-      lines.delete(delivery.deliveryId);
+      lines.delete(delivery);
       endRest(line, false);
     },
 

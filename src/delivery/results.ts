@@ -16,8 +16,8 @@ export const fenceOf = (d: Pick<ClaimedDelivery, 'tenantId' | 'idBytes' | 'lease
 
 /** What is written about one delivery of a request. `batchSize` is 0 for a request with one event. */
 export function recordOf(
-  delivery: ClaimedDelivery,
-  target: Target,
+  delivery: Pick<ClaimedDelivery, 'tenantId' | 'idBytes' | 'lease' | 'attemptCount' | 'isOrdered' | 'event'>,
+  target: Pick<Target, 'ordering' | 'onDeadLetter'>,
   result: SendResult,
   verdict: Verdict,
   times: Times,

@@ -9,6 +9,7 @@ import { batchItem, itemBytes } from '../domain/batch.ts';
 import { type ClaimedDelivery, NO_TIMING, type SendResult, type Verdict } from '../domain/delivery.ts';
 import { DispatchError } from '../domain/errors.ts';
 import { type SubscriptionId, type TenantId, timeOfId } from '../domain/ids.ts';
+import { attemptOfRound, letsLineGoOn } from '../domain/lease.ts';
 import { judge } from '../domain/verdict.ts';
 import type { SignedRequest } from '../egress/sender.ts';
 import type { QueueKey } from '../storage/claims.ts';
@@ -367,7 +368,7 @@ export function createWorker(deps: WorkerDeps) {
     return judge({
       result,
       policy: target.retryPolicy,
-      attemptOfRound: delivery.attemptCount + 1 - delivery.retryBase,
+      attemptOfRound: attemptOfRound(delivery),
       ageMs: nowMs - (delivery.roundAtMs ?? timeOfId(delivery.idBytes)),
       nowMs,
       random,
@@ -412,8 +413,7 @@ export function createWorker(deps: WorkerDeps) {
 
   /** What waits behind a delivery goes once its end is written. */
   function lineGoesOn(delivery: ClaimedDelivery, record: DeliveryRecord, isWritten: boolean): void {
-    const isOver = record.kind === 'succeeded' || (record.kind === 'dead' && !record.stopsLine);
-    const goesOn = isWritten && isOver && !stopping;
+    const goesOn = isWritten && letsLineGoOn(record) && !stopping;
     const mayHaveMore = lines.done(delivery, goesOn);
     if (mayHaveMore || record.kind === 'dead') claimer.poke([delivery]);
     pump();

@@ -1,6 +1,7 @@
 // Claims: how a worker finds due deliveries of many tenants and leases them. Runs as dispatch_engine.
 // A claim pushes run_at to the end of the lease and writes a new token: there is no status and no reaper, an expired
-// lease is simply due again. This file and ingest.ts hold the only hot statements that span tenants.
+// lease is simply due again (domain/lease.ts has the rules without SQL). This file and ingest.ts hold the only hot
+// statements that span tenants.
 import type { ClaimedDelivery, EventContent } from '../domain/delivery.ts';
 import {
   type DeliveryId,
@@ -181,6 +182,8 @@ function toClaim(row: ClaimRow, lease: Buffer, leaseUntilMs: number, isOrdered: 
 
 /** Lines that one claim looks at. */
 const MAX_LINES_SEEN = 1_000;
+/** No lease ends later than this (DISPATCH_LEASE_SECONDS): what is due later waits for something else. */
+const LONGEST_LEASE = '1 hour 1 minute';
 
 type LineRow = ClaimRow & {
   readonly order_key: string;
@@ -198,7 +201,10 @@ type LineRow = ClaimRow & {
  *
  * A loose index scan over deliveries_order finds the heads, from the line after `after`: one descent for each line,
  * however long it is. The lock on the head is what makes the claim good: a head that another worker claimed or finished
- * meanwhile is passed over with all that is behind it.
+ * meanwhile is passed over with all that is behind it. A dead letter that its line skipped and that was replayed
+ * (retry_base) is a head that was not there when what is behind it was claimed: it waits until nothing of its line is held.
+ *
+ * domain/lease.ts states the rule without SQL: claimableOfLine.
  */
 export async function claimLines(
   pool: Statements,
@@ -222,7 +228,10 @@ export async function claimLines(
       due AS MATERIALIZED (SELECT * FROM seen WHERE run_at <= now() ORDER BY order_key LIMIT $4),
       locked AS MATERIALIZED (
         SELECT d.order_key, d.order_seq FROM deliveries d JOIN due ON d.id = due.id
-        WHERE d.tenant_id = $1 AND d.run_at <= now() FOR UPDATE OF d SKIP LOCKED),
+        WHERE d.tenant_id = $1 AND d.run_at <= now() AND (d.retry_base = 0 OR NOT EXISTS (
+          SELECT FROM deliveries h WHERE h.tenant_id = $1 AND h.subscription_id = $2 AND h.order_key = d.order_key
+            AND h.lease IS NOT NULL AND h.run_at > now() AND h.run_at < now() + interval '${LONGEST_LEASE}'))
+        FOR UPDATE OF d SKIP LOCKED),
       behind AS MATERIALIZED (
         SELECT c.id, c.run_at, bool_and(c.run_at <= now()) OVER (PARTITION BY l.order_key ORDER BY c.order_seq) AS goes
         FROM locked l CROSS JOIN LATERAL (

@@ -1,6 +1,6 @@
 // Writes of finished and rescheduled deliveries, in batches over many tenants, as dispatch_engine. Every row is
 // fenced by its lease token: a row that is not there under that token any more was taken over by another worker,
-// and nothing of it is written.
+// and nothing of it is written. domain/lease.ts has the rules without SQL: isUnder, ended.
 import type { QueryResult } from 'pg';
 import type { AttemptTiming, DeadLetterReason, ErrorClass } from '../domain/delivery.ts';
 import type { TenantId } from '../domain/ids.ts';
