@@ -70,7 +70,7 @@ async function suffer(world: World, load: DatabaseLoad, { name, begin, end }: Fa
   const backS = await load.rateIsBack();
   return [
     { name: `refused while ${name}`, value: refused, atLeast: 1 },
-    { name: 's until the rate is back', value: backS, atMost: 10 },
+    { name: `s until the rate is back after ${name}`, value: backS, atMost: 10 },
   ];
 }
 
