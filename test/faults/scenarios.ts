@@ -1,8 +1,15 @@
 // Every fault scenario, in the order in which they run.
 import type { Scenario } from './scenario.ts';
 import { allInOneRestart } from './scenarios/all-in-one-restart.ts';
+import { endpointReturns } from './scenarios/endpoint-returns.ts';
 import { redis } from './scenarios/redis.ts';
 import { rollingRestart } from './scenarios/rolling-restart.ts';
 import { workerKill } from './scenarios/worker-kill.ts';
 
-export const SCENARIOS: readonly Scenario[] = [workerKill, redis, rollingRestart, allInOneRestart];
+export const SCENARIOS: readonly Scenario[] = [
+  workerKill,
+  redis,
+  rollingRestart,
+  allInOneRestart,
+  endpointReturns,
+];
