@@ -7,17 +7,26 @@ import type { World } from './world.ts';
 /** A request, before it is answered. */
 export type Request = Arrival & { readonly attempt: number; readonly path: string };
 
+/** A status, with headers if they matter; undefined: none is given. */
+export type Answer =
+  | number
+  | { readonly status: number; readonly headers: Record<string, string> }
+  | undefined;
+
 export type Endpoint = AsyncDisposable & {
   readonly url: string;
   readonly port: number;
-  /** The status of an answer; undefined: none is given. May change at any time. */
-  answer: (request: Request) => number | undefined | Promise<number | undefined>;
+  /** May change at any time. */
+  answer: (request: Request) => Answer | Promise<Answer>;
   /** Called once the answer has left. */
   answered: (request: Request) => void;
 };
 
-/** Starts one on loopback that answers 204 and writes down every request that it answers with 2xx or not at all. */
-export async function startEndpoint(world: World): Promise<Endpoint> {
+/**
+ * Starts one on loopback that answers 204 and writes down every request that it answers with 2xx or not at all. `listenOn`
+ * is a port that was nobody's so far; 0: any.
+ */
+export async function startEndpoint(world: World, listenOn = 0): Promise<Endpoint> {
   const server = createServer({ keepAliveTimeout: 60_000 }, (message: IncomingMessage, response) => {
     const chunks: Buffer[] = [];
     message.on('data', (chunk) => chunks.push(chunk));
@@ -26,17 +35,18 @@ export async function startEndpoint(world: World): Promise<Endpoint> {
       const arrival = arrivalOf({ headers: message.headers, body: Buffer.concat(chunks) });
       const attempt = Number(message.headers['dispatch-attempt']);
       const request = { ...arrival, attempt, path: message.url ?? '' };
-      const status = await endpoint.answer(request);
+      const answer = await endpoint.answer(request);
+      const { status, headers } = typeof answer === 'object' ? answer : { status: answer, headers: {} };
       if (status === undefined || status < 300) {
         world.ledger.arrivals.push(arrival);
         world.timeline.received();
       }
       if (status === undefined) return;
       response.on('finish', () => endpoint.answered(request));
-      response.writeHead(status).end();
+      response.writeHead(status, headers).end();
     });
   });
-  await new Promise<void>((done) => server.listen(0, '127.0.0.1', done));
+  await new Promise<void>((done) => server.listen(listenOn, '127.0.0.1', done));
   const { port } = server.address() as AddressInfo;
   const endpoint: Endpoint = {
     url: `http://127.0.0.1:${port}/hook`,

@@ -4,6 +4,7 @@ import { allInOne } from './scenarios/all-in-one.ts';
 import { allInOneRestart } from './scenarios/all-in-one-restart.ts';
 import { apiKill } from './scenarios/api-kill.ts';
 import { backendKill } from './scenarios/backend-kill.ts';
+import { endpointReturns } from './scenarios/endpoint-returns.ts';
 import { hostile } from './scenarios/hostile.ts';
 import { listenHalfOpen } from './scenarios/listen-half-open.ts';
 import { longSnapshot } from './scenarios/long-snapshot.ts';
@@ -37,6 +38,7 @@ export const SCENARIOS: readonly Scenario[] = [
   longSnapshot,
   redis,
   rollingRestart,
+  endpointReturns,
   scale,
   hostile,
   ssrf,
