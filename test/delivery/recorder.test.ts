@@ -46,6 +46,26 @@ describe('the recorder', () => {
     expect([recorder.backlog(), lost]).toEqual([0, []]);
   });
 
+  test('writes what is enough at once, and gathers more while that is written', async () => {
+    const batches: number[] = [];
+    const written: (() => void)[] = [];
+    const { recorder } = setup((records) => {
+      batches.push(records.length);
+      return new Promise((done) => written.push(() => done(records.length)));
+    });
+    for (let i = 0; i < 49; i++) recorder.add(record());
+    expect(batches).toEqual([]);
+    recorder.add(record());
+    expect(batches).toEqual([50]);
+    for (let i = 0; i < 199; i++) recorder.add(record());
+    expect(batches).toEqual([50]);
+    recorder.add(record());
+    expect(batches).toEqual([50, 200]);
+    const flushed = recorder.flush();
+    for (const done of written) done();
+    await flushed;
+  });
+
   test('tries a batch again that the database did not take', async () => {
     let calls = 0;
     const { recorder, lost, errors } = setup(async (records) => {
