@@ -36,6 +36,15 @@ export type Producer = {
 const RETRYABLE = new Set([Code.Unavailable, Code.DeadlineExceeded, Code.ResourceExhausted, Code.Aborted]);
 const RETRY_MS = 50;
 
+/**
+ * Whether the client could not write to a connection whose other end was gone. Its library calls that Internal, unlike
+ * every other loss of a connection; an answer that says Internal has no such cause.
+ */
+function isBrokenPipe(error: unknown): boolean {
+  for (let e = error; e instanceof Error; e = e.cause) if ('code' in e && e.code === 'EPIPE') return true;
+  return false;
+}
+
 export function startProducer(world: World, options: ProducerOptions): Producer {
   const { batch = 10, concurrency = 16, count = Number.POSITIVE_INFINITY, timeoutMs = 5_000 } = options;
   const failures = new Map<string, number>();
@@ -86,7 +95,7 @@ export function startProducer(world: World, options: ProducerOptions): Producer 
         if (left.length === 0) break;
       } catch (error) {
         const { code, rawMessage } = ConnectError.from(error);
-        failed(code, rawMessage);
+        failed(isBrokenPipe(error) ? Code.Unavailable : code, rawMessage);
       }
       await wait(RETRY_MS);
     }
