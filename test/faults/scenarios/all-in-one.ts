@@ -3,6 +3,7 @@
 import { mkdtemp, readFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import pg from 'pg';
 import { embeddedUrl, removeWithServer, signalEmbedded } from '../../support/embedded.ts';
 import { eventually } from '../../support/eventually.ts';
 import { freePort } from '../../support/processes.ts';
@@ -15,6 +16,7 @@ import { subscribe } from '../world.ts';
 const TENANT = 'acme';
 const PER_SECOND = 500;
 const PER_KILL = 500;
+const LEASE_S = 10;
 
 export const allInOne: Scenario = {
   name: 'all-in-one',
@@ -33,7 +35,7 @@ export const allInOne: Scenario = {
       DISPATCH_DATA_DIR: dataDir,
       DISPATCH_HTTP_PORT: String(await freePort()),
       DISPATCH_GRPC_PORT: String(await freePort()),
-      DISPATCH_LEASE_SECONDS: '10',
+      DISPATCH_LEASE_SECONDS: String(LEASE_S),
     };
     const start = () => world.dispatch('', 'api,worker,maintenance', settings);
     let dispatch = await start();
@@ -48,6 +50,7 @@ export const allInOne: Scenario = {
       count,
     });
     let databaseKills = 0;
+    const claimed = new Set<string>();
     for (let kill = 1; kill <= kills; kill++) {
       // In the middle of the work, wherever that is.
       const dueAt = (kill - 1) * PER_KILL + world.between(100, 300);
@@ -56,10 +59,13 @@ export const allInOne: Scenario = {
       }, 60_000);
       await Promise.race([reached, producer.done]); // the producer may have failed
       await dispatch.kill('SIGKILL');
+      const killedAtMs = Date.now();
       const isWhole = kill % 2 === 0;
       if (isWhole && (await signalEmbedded(dataDir, 'SIGKILL'))) databaseKills++;
       world.timeline.fault(isWhole ? 'both' : 'process');
-      dispatch = await start();
+      const [claims, next] = await Promise.all([claimedBefore(dataDir, killedAtMs), start()]);
+      for (const claim of claims) claimed.add(claim);
+      dispatch = next;
     }
     await producer.done;
     const verdict = await world.judge(await embeddedUrl(dataDir));
@@ -70,8 +76,29 @@ export const allInOne: Scenario = {
         { name: 'acked', value: verdict.acked, atLeast: count },
         { name: 'kills', value: kills },
         { name: 'of the database, too', value: databaseKills, atLeast: Math.floor(kills / 2) },
+        { name: 'claimed at the kills', value: claimed.size },
+        { name: 'duplicates ÷ claimed', value: verdict.duplicated / Math.max(1, claimed.size), atMost: 1 },
         { name: 'code of the last, stopped by SIGTERM', value: stopped ?? Number.NaN, atMost: 0 },
       ],
     };
   },
 };
+
+/** The claims that a killed process left, by delivery and lease; asked once its database answers, before they end. */
+function claimedBefore(dataDir: string, killedAtMs: number): Promise<string[]> {
+  return eventually(async () => {
+    const owner = new pg.Client({ connectionString: await embeddedUrl(dataDir) });
+    owner.on('error', () => {}); // the query hears of it, too
+    try {
+      await owner.connect();
+      const { rows } = await owner.query<{ claim: string }>(
+        `SELECT id || '/' || lease AS claim FROM deliveries
+         WHERE lease IS NOT NULL AND run_at <= to_timestamp($1 / 1000.0) + make_interval(secs => $2)`,
+        [killedAtMs, LEASE_S],
+      );
+      return rows.map((row) => row.claim);
+    } finally {
+      await owner.end();
+    }
+  });
+}
