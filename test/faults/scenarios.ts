@@ -2,7 +2,9 @@
 import type { Scenario } from './scenario.ts';
 import { allInOneRestart } from './scenarios/all-in-one-restart.ts';
 import { endpointReturns } from './scenarios/endpoint-returns.ts';
+import { goneEndpoints } from './scenarios/gone-endpoints.ts';
 import { redis } from './scenarios/redis.ts';
+import { retryAfter } from './scenarios/retry-after.ts';
 import { rollingRestart } from './scenarios/rolling-restart.ts';
 import { workerKill } from './scenarios/worker-kill.ts';
 
@@ -12,4 +14,6 @@ export const SCENARIOS: readonly Scenario[] = [
   rollingRestart,
   allInOneRestart,
   endpointReturns,
+  goneEndpoints,
+  retryAfter,
 ];
