@@ -5,6 +5,7 @@ import { allInOneRestart } from './scenarios/all-in-one-restart.ts';
 import { apiKill } from './scenarios/api-kill.ts';
 import { backendKill } from './scenarios/backend-kill.ts';
 import { endpointReturns } from './scenarios/endpoint-returns.ts';
+import { goneEndpoints } from './scenarios/gone-endpoints.ts';
 import { hostile } from './scenarios/hostile.ts';
 import { listenHalfOpen } from './scenarios/listen-half-open.ts';
 import { longSnapshot } from './scenarios/long-snapshot.ts';
@@ -14,6 +15,7 @@ import { promotion } from './scenarios/promotion.ts';
 import { publishCut } from './scenarios/publish-cut.ts';
 import { readOnlyAndFull } from './scenarios/read-only-and-full.ts';
 import { redis } from './scenarios/redis.ts';
+import { retryAfter } from './scenarios/retry-after.ts';
 import { rollingRestart } from './scenarios/rolling-restart.ts';
 import { scale } from './scenarios/scale.ts';
 import { soak } from './scenarios/soak.ts';
@@ -39,9 +41,11 @@ export const SCENARIOS: readonly Scenario[] = [
   redis,
   rollingRestart,
   endpointReturns,
+  goneEndpoints,
   scale,
   hostile,
   ssrf,
   soak,
   allInOneRestart,
+  retryAfter,
 ];
