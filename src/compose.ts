@@ -7,7 +7,9 @@ import { createHealth } from './delivery/health.ts';
 import { createRecorder } from './delivery/recorder.ts';
 import { createTestDelivery } from './delivery/test-delivery.ts';
 import { createWorker, type Worker } from './delivery/worker.ts';
+import { createAlarm } from './domain/alarm.ts';
 import { ITSELF, PLATFORM } from './domain/audit.ts';
+import { createDatabaseClock } from './domain/database-clock.ts';
 import {
   createIdSource,
   encodeId,
@@ -127,7 +129,8 @@ export async function startInstance(ready: Ready): Promise<Instance> {
     );
     stack.use(notifier);
     const instanceId = randomUUID();
-    const standings = await startHeartbeat(db, instanceId, config, log, stack);
+    const { standings, skewSeconds, databaseNow } = await startHeartbeat(db, instanceId, config, log, stack);
+    metrics.observeClock(skewSeconds);
     const limits = startLimits(config, standings, log, stack);
     metrics.observeLimits(() => limits.health());
     const guard = createAddressGuard(config.allowEndpointCidrs);
@@ -136,7 +139,7 @@ export async function startInstance(ready: Ready): Promise<Instance> {
     const sender = stack.use(createSender(connect, monotonic));
     const authorizer = createAuthorizer(fetcher, monotonic);
     const egress = { guard, fetcher, sender, authorizer };
-    const ids = createIdSource(Date.now, randomBytes);
+    const ids = createIdSource(databaseNow, randomBytes);
     const base = {
       ...ready,
       db,
@@ -146,6 +149,8 @@ export async function startInstance(ready: Ready): Promise<Instance> {
       monotonic,
       instanceId,
       standings,
+      skewSeconds,
+      databaseNow,
       limits,
       egress,
       ids,
@@ -204,6 +209,10 @@ type Base = Ready & {
   /** This process among all, for a while: new at each start. */
   readonly instanceId: string;
   readonly standings: () => Standings;
+  /** By how much the host's clock is ahead of the database's. */
+  readonly skewSeconds: () => number;
+  /** The database's clock, in ms since 1970. */
+  readonly databaseNow: () => number;
   readonly limits: SharedLimits;
   readonly egress: Egress;
   readonly ids: IdSource;
@@ -224,18 +233,37 @@ type Egress = {
   readonly authorizer: Authorizer;
 };
 
-/** Says every 5 s that this instance is alive, and keeps what it hears of the others. */
+/** Schedules, leases and ids are the database's, but signatures have the host's time, and receivers may refuse them. */
+const MAX_SKEW_SECONDS = 30;
+
+type Heartbeat = Pick<Base, 'standings' | 'skewSeconds' | 'databaseNow'>;
+
+/** Says every 10 s that this instance is alive, and keeps what it hears of the others and of the database's clock. */
 async function startHeartbeat(
   db: Database,
   instanceId: string,
   { roles }: Config,
   log: Log,
   stack: AsyncDisposableStack,
-): Promise<() => Standings> {
-  let standings = await beat(db, instanceId, roles);
+): Promise<Heartbeat> {
+  let skewSeconds = 0;
+  const clock = createDatabaseClock(() => performance.now(), Date.now);
+  const alarm = createAlarm(MAX_SKEW_SECONDS, (isPassed) => {
+    if (isPassed) log.warn({ skewSeconds }, 'the clocks of this host and of the database differ');
+    else log.info({ skewSeconds }, 'the clocks of this host and of the database agree again');
+  });
+  const beatOnce = async (): Promise<Standings> => {
+    const beganMs = performance.now();
+    const { databaseNowMs, ...heard } = await beat(db, instanceId, roles);
+    clock.saw(databaseNowMs, beganMs, performance.now());
+    skewSeconds = (Date.now() - clock.now()) / 1000;
+    alarm(Math.abs(skewSeconds));
+    return heard;
+  };
+  let standings = await beatOnce();
   let beating = Promise.resolve();
   const timer = setInterval(() => {
-    beating = beat(db, instanceId, roles).then(
+    beating = beatOnce().then(
       (heard) => {
         standings = heard;
       },
@@ -247,7 +275,7 @@ async function startHeartbeat(
     await beating;
     await leave(db, instanceId).catch((error) => log.warn({ error: String(error) }, 'not signed off'));
   });
-  return () => standings;
+  return { standings: () => standings, skewSeconds: () => skewSeconds, databaseNow: clock.now };
 }
 
 function startLimits(
@@ -422,6 +450,7 @@ function startWorker(shared: Shared, stack: AsyncDisposableStack): Worker {
     leaseMs: config.leaseMs,
     userAgent: `dispatch/${shared.version}`,
     now: Date.now,
+    databaseNow: shared.databaseNow,
     monotonic,
     utilization: loopUtilization(),
     random: Math.random,
@@ -683,14 +712,22 @@ async function startApi(
   return { httpPort: http.port, grpcPort: grpc.port };
 }
 
-function pages({ db, metrics, limits }: Shared): Readonly<Record<string, Page>> {
+function pages({ db, metrics, limits, skewSeconds }: Shared): Readonly<Record<string, Page>> {
   const text = (status: number, body: string) => ({ status, contentType: 'text/plain', body: `${body}\n` });
+  const degraded = () => {
+    const reasons = [
+      ...(limits.health() === 'degraded' ? ['Redis is away, limits are local'] : []),
+      ...(Math.abs(skewSeconds()) > MAX_SKEW_SECONDS
+        ? ['the clocks of this host and of the database differ']
+        : []),
+    ];
+    return reasons.length === 0 ? undefined : `degraded: ${reasons.join('; ')}`;
+  };
   return {
     '/healthz': async () => text(200, 'ok'),
     '/readyz': () =>
       db.engine.query({ name: 'ready', text: 'SELECT 1' }).then(
-        () =>
-          text(200, limits.health() === 'degraded' ? 'degraded: Redis is away, limits are local' : 'ready'),
+        () => text(200, degraded() ?? 'ready'),
         () => text(503, 'the database is not available'),
       ),
     '/metrics': async () => ({

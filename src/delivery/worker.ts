@@ -48,8 +48,10 @@ export type WorkerDeps = Pick<
   readonly maxInFlight: number;
   readonly leaseMs: number;
   readonly userAgent: string;
-  /** Ms since 1970. */
+  /** The host's clock, in ms since 1970. */
   readonly now: () => number;
+  /** The database's clock, in ms since 1970: what ages and dates of Retry-After are reckoned by. */
+  readonly databaseNow: () => number;
   /** Monotonic, in ms. */
   readonly monotonic: () => number;
   /** The event loop's utilisation since it was asked last, in [0, 1]. */
@@ -364,7 +366,7 @@ export function createWorker(deps: WorkerDeps) {
 
   /** All of a request have one outcome and one random number, so that what failed together is tried again together. */
   function verdictOf(delivery: ClaimedDelivery, target: Target, result: SendResult, random: number): Verdict {
-    const nowMs = deps.now();
+    const nowMs = deps.databaseNow();
     return judge({
       result,
       policy: target.retryPolicy,

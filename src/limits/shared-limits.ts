@@ -12,6 +12,12 @@ export type SharedLimits = LimitStore & {
 };
 
 /**
+ * Goes on evenly, whatever happens to the host's clock: set back by an hour, it would leave every bucket empty and every
+ * breaker open for an hour more.
+ */
+const steadyNow = () => performance.timeOrigin + performance.now();
+
+/**
  * `share` is this instance's part of each rate while nothing is shared, 0 while others may not know of it. Never rejects: a call that Redis fails is
  * answered from memory, and no other waits for Redis until it is back.
  */
@@ -19,7 +25,7 @@ export function createSharedLimits(
   client: LimitsClient | undefined,
   share: (kind: 'publish' | 'deliver') => number,
 ): SharedLimits {
-  const memory = createMemoryStore(Date.now, share);
+  const memory = createMemoryStore(steadyNow, share);
   if (client === undefined) return { ...memory, health: () => 'local' };
   const redis = createRedisStore(client);
 

@@ -1,6 +1,8 @@
 // An alarm on old snapshots. While a transaction can still see rows that were deleted since it began, vacuum leaves them,
 // and claims walk over them: a forgotten session makes every delivery slower.
 
+import { createAlarm } from '../domain/alarm.ts';
+
 export type SnapshotWatchDeps = {
   /** The age of the oldest snapshot in the database, in seconds; 0: there is none. */
   readonly read: () => Promise<number>;
@@ -21,19 +23,16 @@ export type SnapshotWatch = {
 export const MAX_SNAPSHOT_SECONDS = 300;
 
 export function createSnapshotWatch(deps: SnapshotWatchDeps): SnapshotWatch {
-  let isTooOld = false;
+  let alarm = createAlarm(MAX_SNAPSHOT_SECONDS, deps.onChange);
   return {
     async look() {
       const seconds = await deps.read();
       deps.onAge(seconds);
-      if (seconds > MAX_SNAPSHOT_SECONDS !== isTooOld) {
-        isTooOld = !isTooOld;
-        deps.onChange(isTooOld, seconds);
-      }
+      alarm(seconds);
       return 0;
     },
     rest() {
-      isTooOld = false;
+      alarm = createAlarm(MAX_SNAPSHOT_SECONDS, deps.onChange);
       deps.onAge(undefined);
     },
   };

@@ -14,15 +14,18 @@ const EXPIRES = sql.fragment`now() + interval '31 s'`;
  */
 export type Standing = { readonly count: number; readonly rank: number; readonly isSettled: boolean };
 export type Standings = { readonly api: Standing; readonly worker: Standing };
+/** `databaseNowMs`: the database's clock while it answered, ms since 1970. */
+export type Beat = Standings & { readonly databaseNowMs: number };
 
-const row = z.object({ id: z.string(), roles: z.array(z.string()), is_new: z.boolean() });
+const row = z.object({
+  id: z.string(),
+  roles: z.array(z.string()),
+  is_new: z.boolean(),
+  now_ms: z.number(),
+});
 
 /** Says that this instance is alive, and reads who else is. */
-export async function beat(
-  db: Pick<Database, 'many'>,
-  id: string,
-  roles: ReadonlySet<Role>,
-): Promise<Standings> {
+export async function beat(db: Pick<Database, 'many'>, id: string, roles: ReadonlySet<Role>): Promise<Beat> {
   const rows = await db.many.any(sql.type(row)`
     WITH mine AS (
       INSERT INTO instances (id, roles, expires_at) VALUES (${id}, ${sql.array([...roles], 'text')}, ${EXPIRES})
@@ -31,13 +34,14 @@ export async function beat(
     alive AS (
       SELECT id, roles, started_at FROM instances WHERE expires_at > now() AND id <> ${id}
       UNION ALL SELECT id, roles, started_at FROM mine)
-    SELECT id, roles, started_at > now() - interval '9.5 s' AS is_new FROM alive ORDER BY id`);
+    SELECT id, roles, started_at > now() - interval '9.5 s' AS is_new,
+      extract(epoch FROM clock_timestamp())::float8 * 1000 AS now_ms FROM alive ORDER BY id`);
   const standing = (role: Role): Standing => {
     const others = rows.filter((r) => r.id !== id && r.roles.includes(role));
     const isSettled = others.length === 0 || rows.every((r) => r.id !== id || !r.is_new);
     return { count: others.length + 1, rank: others.filter((r) => r.id < id).length, isSettled };
   };
-  return { api: standing('api'), worker: standing('worker') };
+  return { api: standing('api'), worker: standing('worker'), databaseNowMs: rows[0]!.now_ms };
 }
 
 /** Says that this instance is gone. */

@@ -160,6 +160,17 @@ export function createMetrics() {
     },
     leaseLost: (count: number) => leasesLost.inc(count),
     claimed: (count: number) => claims.inc(count),
+    /** Registers by how much the host's clock is ahead of the database's; call once. */
+    observeClock: (skewSeconds: () => number) => {
+      new Gauge({
+        name: 'dispatch_clock_skew_seconds',
+        help: 'By how much the clock of this host is ahead of the database’s; negative: behind.',
+        registers,
+        collect() {
+          this.set(skewSeconds());
+        },
+      });
+    },
     claimTook: (seconds: number) => claimSeconds.observe(seconds),
     oldestSnapshot: (seconds: number | undefined) => {
       oldestSnapshotSeconds = seconds;

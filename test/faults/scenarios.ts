@@ -4,6 +4,7 @@ import { allInOne } from './scenarios/all-in-one.ts';
 import { allInOneRestart } from './scenarios/all-in-one-restart.ts';
 import { apiKill } from './scenarios/api-kill.ts';
 import { backendKill } from './scenarios/backend-kill.ts';
+import { clockSteps } from './scenarios/clock-steps.ts';
 import { endpointReturns } from './scenarios/endpoint-returns.ts';
 import { goneEndpoints } from './scenarios/gone-endpoints.ts';
 import { hostile } from './scenarios/hostile.ts';
@@ -38,6 +39,7 @@ export const SCENARIOS: readonly Scenario[] = [
   pgbouncer,
   listenHalfOpen,
   longSnapshot,
+  clockSteps,
   redis,
   rollingRestart,
   endpointReturns,
