@@ -31,6 +31,12 @@ if (unknown.length > 0 || !(minutes > 0) || !Number.isSafeInteger(seed)) {
   process.exit(2);
 }
 
+// Servers are processes of their own: an interrupted run stops them, too.
+const interrupted = new AbortController();
+for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, () => interrupted.abort());
+// What a scenario that is over still had under way fails, as its processes end: that must not keep the rest from running.
+process.on('unhandledRejection', (error) => process.stderr.write(`  left behind: ${error}\n`));
+
 const server = await findServer();
 await prepareTemplate(server.url);
 await mkdir(values.out, { recursive: true });
@@ -40,12 +46,15 @@ process.stdout.write(`seed ${seed}, ${share}\n`);
 const reports: Report[] = [];
 for (const scenario of chosen) {
   const say = (line: string) => process.stderr.write(`  ${scenario.name}: ${line}\n`);
-  const { report, picture } = await runScenario(scenario, { seed, scale, serverUrl: server.url, say });
+  const options = { seed, scale, serverUrl: server.url, say, signal: interrupted.signal };
+  const { report, picture } = await runScenario(scenario, options);
+  if (interrupted.signal.aborted) break;
   reports.push(report);
   await writeFile(join(values.out, `${scenario.name}.svg`), picture);
   process.stdout.write(`${rowOf(report, scale)}\n`);
 }
 await server.stop();
+if (interrupted.signal.aborted) process.exit(130);
 
 const machine = { cpu: cpus()[0]?.model, cores: cpus().length, node: process.version };
 const at = new Date().toISOString();

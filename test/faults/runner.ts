@@ -32,10 +32,11 @@ export async function runScenario(
   const world = createWorld(options);
   const limitS = scenario.seconds * options.scale * 3 + GRACE_S;
   const timer = new AbortController();
+  const signal = AbortSignal.any([timer.signal, ...(options.signal === undefined ? [] : [options.signal])]);
   let outcome: Outcome = { verdict: undefined, figures: [] };
   let broken: readonly string[];
   try {
-    const late = wait(limitS * 1000, undefined, { signal: timer.signal }).then(() => {
+    const late = wait(limitS * 1000, undefined, { signal }).then(() => {
       throw new Error(`it was not done after ${limitS.toFixed(0)} s`);
     });
     late.catch(() => {}); // the race has it

@@ -19,6 +19,8 @@ export type WorldOptions = {
   readonly serverUrl: string;
   /** Where the source of the processes is, if not here: a build that is broken on purpose. */
   readonly checkout?: string;
+  /** Ends the run before its time. */
+  readonly signal?: AbortSignal;
   /** Says what goes on, while it goes on. */
   readonly say: (line: string) => void;
 };
