@@ -10,6 +10,8 @@ import { goneEndpoints } from './scenarios/gone-endpoints.ts';
 import { hostile } from './scenarios/hostile.ts';
 import { listenHalfOpen } from './scenarios/listen-half-open.ts';
 import { longSnapshot } from './scenarios/long-snapshot.ts';
+import { migration } from './scenarios/migration.ts';
+import { partitionBorder } from './scenarios/partition-border.ts';
 import { pgbouncer } from './scenarios/pgbouncer.ts';
 import { postgresRestart } from './scenarios/postgres-restart.ts';
 import { promotion } from './scenarios/promotion.ts';
@@ -40,6 +42,8 @@ export const SCENARIOS: readonly Scenario[] = [
   listenHalfOpen,
   longSnapshot,
   clockSteps,
+  migration,
+  partitionBorder,
   redis,
   rollingRestart,
   endpointReturns,

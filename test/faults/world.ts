@@ -47,6 +47,8 @@ export type World = AsyncDisposable & {
     databaseUrl: string,
     roles: string,
     settings?: Readonly<Record<string, string>>,
+    /** Where its source is, if not where that of the others is. */
+    checkout?: string,
   ) => Promise<DispatchProcess>;
   /** Waits until no delivery is unfinished, then judges what the ledger holds. */
   readonly judge: (ownerUrl: string, drainWithinMs?: number) => Promise<Verdict>;
@@ -86,9 +88,9 @@ export function createWorld(options: WorldOptions): World {
     use: (resource) => stack.use(resource),
     serverUrl: options.serverUrl,
     database: async () => stack.use(await cloneDatabaseOn(options.serverUrl)),
-    async dispatch(databaseUrl, roles, settings = {}) {
+    async dispatch(databaseUrl, roles, settings = {}, checkout = options.checkout) {
       const environment = { ...environmentOn(databaseUrl), DISPATCH_LOG_LEVEL: 'fatal', ...settings };
-      const child = await spawnDispatch(environment, [`--roles=${roles}`], {}, options.checkout);
+      const child = await spawnDispatch(environment, [`--roles=${roles}`], {}, checkout);
       stack.defer(async () => void (await child.kill('SIGKILL')));
       return child;
     },

@@ -9,12 +9,12 @@ export type TestDatabase = AsyncDisposable & { readonly url: string; readonly ow
 /** A clone on the server of this vitest run. */
 export const cloneDatabase = (): Promise<TestDatabase> => cloneDatabaseOn(inject('serverUrl'));
 
-/** A clone of the template (see prepareTemplate) of a server. */
-export async function cloneDatabaseOn(serverUrl: string): Promise<TestDatabase> {
+/** A clone of the template (see prepareTemplate) of a server, or of another, such as the empty template1. */
+export async function cloneDatabaseOn(serverUrl: string, template = TEMPLATE): Promise<TestDatabase> {
   const name = `dispatch_test_${randomBytes(6).toString('hex')}`;
   const admin = new pg.Client({ connectionString: serverUrl });
   await admin.connect();
-  await admin.query(`CREATE DATABASE ${name} TEMPLATE ${TEMPLATE}`);
+  await admin.query(`CREATE DATABASE ${name} TEMPLATE ${template}`);
   const url = new URL(serverUrl);
   url.pathname = `/${name}`;
   const owner = new pg.Client({ connectionString: url.toString() });
