@@ -23,7 +23,8 @@ export default defineConfig({
         test: {
           ...onPostgres,
           name: 'service',
-          include: ['test/e2e/**/*.test.ts', 'test/storage/**/*.test.ts', 'test/limits/**/*.test.ts'],
+          include: ['test/{e2e,storage,limits,faults}/**/*.test.ts'],
+          exclude: ['test/faults/timed.test.ts'],
           // Two cores are shared by the databases, the services and their receivers. Most of these tests wait for a span
           // of time most of the time.
           maxWorkers: 2,
@@ -33,9 +34,8 @@ export default defineConfig({
       {
         test: {
           ...onPostgres,
-          name: 'faults',
-          include: ['test/faults/**/*.test.ts'],
-          // What they find includes how long things took: one at a time.
+          name: 'timed',
+          include: ['test/faults/timed.test.ts'],
           fileParallelism: false,
           sequence: { groupOrder: 2 },
         },

@@ -27,6 +27,8 @@ export type Scenario = {
   readonly promises: readonly string[];
   /** What it takes at full size, in seconds; a run of three times as long is broken. */
   readonly seconds: number;
+  /** Its figures say how long things took: nothing may run beside it. */
+  readonly isTimed?: boolean;
   /** It is made of tests, which run with all others: nothing to be cut. */
   readonly isOfTests?: boolean;
   readonly run: (world: World) => Promise<Outcome>;

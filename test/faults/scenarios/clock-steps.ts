@@ -27,6 +27,7 @@ export const clockSteps: Scenario = {
     'clocks ± 1 h off and stepping 100 ×; retries, delays, leases and limits are unaffected, and an alarm says so',
   promises: ['P2', 'P8'],
   seconds: 75,
+  isTimed: true,
   async run(world) {
     const { url, owner } = await world.database();
     const endpoint = await startEndpoint(world);

@@ -62,6 +62,7 @@ export const endpointReturns: Scenario = {
   about: 'endpoints with a backlog that come back after refusing connections and answering 503',
   promises: ['P2', 'P8'],
   seconds: 150,
+  isTimed: true,
   async run(world) {
     const { url, owner } = await world.database();
     const redis = world.use(await startRedis());

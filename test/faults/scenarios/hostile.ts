@@ -15,6 +15,7 @@ export const hostile: Scenario = {
   about: `${BEHAVIOURS.length} hostile behaviours of receivers, ${ATTEMPTS} attempts each`,
   promises: ['P2', 'P7'],
   seconds: 45,
+  isTimed: true,
   async run(world) {
     const attempts = world.sized(ATTEMPTS, 10);
     const args = [RUN, DEADLINE_MS, attempts, Math.round(ATTEMPTS / attempts)].map(String);

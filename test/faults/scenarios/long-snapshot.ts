@@ -22,6 +22,7 @@ export const longSnapshot: Scenario = {
     'a transaction of 5 min pins 300,000 deleted rows under 300 deliveries/s; claims ≤ 100 ms, recovery ≤ 60 s',
   promises: ['P2', 'P7'],
   seconds: 330,
+  isTimed: true,
   async run(world) {
     const { url, owner } = await world.database();
     const endpoint = await startEndpoint(world);

@@ -25,6 +25,7 @@ export const migration: Scenario = {
     'a migration waits 40 s for a long reader while the version before it serves: no publish waits > 2.5 s',
   promises: ['P1', 'P2'],
   seconds: 60,
+  isTimed: true,
   async run(world) {
     const previous = previousVersion(world.say);
     if (previous !== undefined) world.use(previous);

@@ -29,6 +29,7 @@ export const redis: Scenario = {
   about: 'Redis stopped, killed, paused, flushed and failed over 20 times each at 200 publishes/s',
   promises: ['P1', 'P2', 'P5'],
   seconds: 180,
+  isTimed: true,
   async run(world) {
     const { url } = await world.database();
     const { url: redisUrl, faults } = await startMovingRedis(world);

@@ -22,6 +22,7 @@ export const rollingRestart: Scenario = {
   about: '50 rolling restarts by SIGTERM of two APIs and two workers at 1,000 events/s',
   promises: ['P1', 'P2', 'P8'],
   seconds: 200,
+  isTimed: true,
   async run(world) {
     const { url } = await world.database();
     const endpoint = await startEndpoint(world);

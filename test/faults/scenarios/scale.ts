@@ -18,6 +18,7 @@ export const scale: Scenario = {
   about: '10,000 subscriptions in one tenant and over 1,000 tenants; events for 10 and for 1,000 of them',
   promises: ['P2', 'P7'],
   seconds: 120,
+  isTimed: true,
   async run(world) {
     const { url } = await world.database();
     const endpoint = await startEndpoint(world);

@@ -24,6 +24,7 @@ export const soak: Scenario = {
   about: '10 min at 500 deliveries/s to 20 tenants, 1 % of the attempts failing',
   promises: ['P2', 'P7'],
   seconds: 620,
+  isTimed: true,
   async run(world) {
     const { url, owner } = await world.database();
     const endpoint = await startEndpoint(world);

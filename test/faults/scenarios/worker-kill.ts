@@ -21,6 +21,7 @@ export const workerKill: Scenario = {
   about: `200 × SIGKILL of a worker under 200,000 deliveries at ${PER_SECOND}/s`,
   promises: ['P2', 'P3'],
   seconds: 360,
+  isTimed: true,
   async run(world) {
     const { url, owner } = await world.database();
     const endpoint = await startEndpoint(world);

@@ -1,0 +1,21 @@
+// The fault scenarios at a tenth of their size, as tests. `npm run faults` runs them in full.
+import { randomInt } from 'node:crypto';
+import { expect, inject, test } from 'vitest';
+import { rowOf } from './report.ts';
+import { runScenario } from './runner.ts';
+import type { Scenario } from './scenario.ts';
+
+const SCALE = 0.1;
+
+/** A test for each. What is made of tests has run as such. */
+export function testAll(scenarios: readonly Scenario[]): void {
+  const seed = Number(process.env['DISPATCH_TEST_SEED'] ?? randomInt(2 ** 31));
+  for (const scenario of scenarios.filter((s) => s.isOfTests !== true)) {
+    test(`${scenario.name}: ${scenario.about}, at ${SCALE * 100} %, keeps ${scenario.promises.join(', ')}`, async () => {
+      const options = { seed, scale: SCALE, serverUrl: inject('serverUrl'), say: () => {} };
+      const { report } = await runScenario(scenario, options);
+      console.log(rowOf(report, SCALE));
+      expect(report.broken).toEqual([]);
+    }, 300_000);
+  }
+}
