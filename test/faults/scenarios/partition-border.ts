@@ -2,7 +2,7 @@
 // run mends what was left, and no insert fails at a border, however far ahead.
 import { spawn } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
-import type pg from 'pg';
+import pg from 'pg';
 import { lowestUuidAt } from '../../../src/domain/ids.ts';
 import { ensurePartitions } from '../../../src/storage/partitions.ts';
 import { eventually } from '../../support/eventually.ts';
@@ -52,11 +52,14 @@ export const partitionBorder: Scenario = {
     for (const tenantId of TENANTS) await subscribe(admin, tenantId, endpoint.url);
     const clients = () => [admin];
     const producer = startProducer(world, { tenantIds: TENANTS, clients, perSecond: PER_SECOND });
-    const points = shuffled(world, POINTS).slice(0, world.sized(POINTS.length, 6));
+    const points = shuffled(world, POINTS).slice(0, world.sized(POINTS.length, 4));
     for (const [i, point] of points.entries()) {
       await makeWorkFor(owner, i);
       await killAt(world, url, point);
     }
+    await makeWorkFor(owner, points.length);
+    await killDetaching(world, url, owner);
+    const halfDetached = await pendingDetaches(owner);
     await endLeases(owner);
     await world.dispatch(url, 'maintenance', { DISPATCH_HISTORY_DAYS: HISTORY_DAYS });
     const left = await eventually(async () => noneLeft(await oldLeaves(owner)), 20_000).catch(() =>
@@ -68,7 +71,8 @@ export const partitionBorder: Scenario = {
     return {
       verdict,
       figures: [
-        { name: 'kills', value: points.length },
+        { name: 'kills', value: points.length + 1 },
+        { name: 'half detached', value: halfDetached, atLeast: 1 },
         { name: 'failed publishes', value: failed, atMost: 0 },
         { name: 'left to drop', value: left, atMost: 0 },
         { name: 'left to make', value: await ensurePartitions(owner), atMost: 0 },
@@ -117,17 +121,7 @@ async function killAt(world: World, url: string, { statement, when }: Point): Pr
   await using proxy = await startProxy(Number(new URL(url).port || '5432'));
   const direct = new URL(url);
   direct.host = `127.0.0.1:${proxy.port}`;
-  const child = spawn(process.execPath, [MAIN, 'serve', '--roles=maintenance'], {
-    stdio: 'ignore',
-    env: {
-      PATH: process.env['PATH'],
-      ...environmentOn(url),
-      DISPATCH_DIRECT_DATABASE_URL: direct.toString(),
-      DISPATCH_HISTORY_DAYS: HISTORY_DAYS,
-      DISPATCH_LOG_LEVEL: 'silent',
-    },
-  });
-  const gone = new Promise((done) => child.once('exit', done));
+  const { child, gone } = startMaintainer(url, direct.toString());
   let isThere = false;
   let isSent = false;
   proxy.rules.onChunk = (chunk, direction) => {
@@ -148,6 +142,45 @@ async function killAt(world: World, url: string, { statement, when }: Point): Pr
     await gone;
   }
 }
+
+function startMaintainer(url: string, directUrl: string) {
+  const child = spawn(process.execPath, [MAIN, 'serve', '--roles=maintenance'], {
+    stdio: 'ignore',
+    env: {
+      PATH: process.env['PATH'],
+      ...environmentOn(url),
+      DISPATCH_DIRECT_DATABASE_URL: directUrl,
+      DISPATCH_HISTORY_DAYS: HISTORY_DAYS,
+      DISPATCH_LOG_LEVEL: 'silent',
+    },
+  });
+  return { child, gone: new Promise((done) => child.once('exit', done)) };
+}
+
+/** Kills a maintainer and its session while DETACH CONCURRENTLY, half done, waits for a reader: as a server's end would. */
+async function killDetaching(world: World, url: string, owner: pg.Client): Promise<void> {
+  const reader = new pg.Client({ connectionString: url });
+  await reader.connect();
+  await reader.query('BEGIN');
+  await reader.query('SELECT 1 FROM attempts LIMIT 1');
+  const { child, gone } = startMaintainer(url, url);
+  try {
+    await eventually(async () => {
+      if ((await pendingDetaches(owner)) === 0) throw new Error('nothing is half detached');
+    }, 15_000);
+    world.timeline.fault('during DETACH PARTITION');
+  } finally {
+    child.kill('SIGKILL');
+    await gone;
+    await owner.query(
+      "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'dispatch-owner'",
+    );
+    await reader.end();
+  }
+}
+
+const pendingDetaches = (owner: pg.Client): Promise<number> =>
+  countIn(owner, 'SELECT count(*)::int AS n FROM pg_inherits WHERE inhdetachpending');
 
 async function countIn(owner: pg.Client, query: string, values: readonly unknown[] = []): Promise<number> {
   const { rows } = await owner.query<{ n: number }>(query, [...values]);
