@@ -157,8 +157,15 @@ export function parseConfig(env: Env, cwd: string): ConfigResult {
   const databaseUrl = text('DISPATCH_DATABASE_URL');
   const directDatabaseUrl = text('DISPATCH_DIRECT_DATABASE_URL');
   for (const name of ['DISPATCH_DATABASE_URL', 'DISPATCH_DIRECT_DATABASE_URL']) {
-    if (/^postgres(ql)?:\/\//.test(text(name) ?? 'postgres://')) continue;
-    problems.push(`${name} must begin with postgres:// or postgresql://`);
+    const url = text(name);
+    if (url !== undefined && !/^postgres(ql)?:\/\//.test(url)) {
+      problems.push(`${name} must begin with postgres:// or postgresql://`);
+    } else if (url !== undefined && !isReadable(url)) {
+      problems.push(
+        `${name} must be postgres://user:password@host:port/database; what is special in them is ` +
+          'percent-encoded ("%40" for "@")',
+      );
+    }
   }
   if (directDatabaseUrl !== undefined && databaseUrl === undefined) {
     problems.push(
@@ -204,7 +211,22 @@ export function parseConfig(env: Env, cwd: string): ConfigResult {
     hashPartitions: integer('DISPATCH_HASH_PARTITIONS', 4, 1, 64),
     partitionDays: integer('DISPATCH_PARTITION_DAYS', 7, 1, 90),
   };
-  return problems.length === 0 ? { ok: true, config } : { ok: false, problems };
+  return problems.length === 0 ? { ok: true, config } : { ok: false, problems: problems.map(asLine) };
+}
+
+/** One line, whatever stood in a variable. */
+const asLine = (problem: string): string =>
+  problem.replace(/[\p{Cc}\p{Zl}\p{Zp}]/gu, (c) => JSON.stringify(c).slice(1, -1)).slice(0, 500);
+
+/** Whether a URL and what is percent-encoded in it can be read: the drivers of the database would throw later. */
+function isReadable(text: string): boolean {
+  try {
+    const { username, password, hostname, pathname } = new URL(text);
+    for (const part of [username, password, hostname, pathname]) decodeURIComponent(part);
+    return true;
+  } catch {
+    return false; // what URL and decodeURIComponent throw says no more
+  }
 }
 
 function parseRoles(value: string | undefined, problems: string[]): ReadonlySet<Role> {
@@ -304,27 +326,27 @@ function parseRedisUrl(value: string | undefined, problems: string[]): RedisTarg
   if (scheme === undefined) return bad();
   const urls = scheme.sentinel ? sentinelUrls(value) : value.split(',').map((part) => part.trim());
   const first = URL.parse(urls[0] ?? '');
+  if (first === null || !isReadable(first.href)) return bad();
   const nodes: { host: string; port: number }[] = [];
   for (const text of urls) {
     const url = URL.parse(text);
-    if (url === null || url.hostname === '' || url.protocol !== first?.protocol) return bad();
+    if (url === null || url.hostname === '' || url.protocol !== first.protocol) return bad();
     const port = url.port === '' ? (scheme.sentinel ? 26_379 : 6_379) : Number(url.port);
     nodes.push({ host: url.hostname.replace(/^\[|\]$/g, ''), port });
   }
-  const segments = first!.pathname.split('/').filter((s) => s !== '');
+  const segments = first.pathname.split('/').filter((s) => s !== '');
   const name = scheme.sentinel ? (segments.shift() ?? '') : '';
   const database = Number(segments[0] ?? '0');
   if (segments.length > 1 || !Number.isInteger(database) || database < 0) return bad();
   if (scheme.sentinel && name === '') return bad();
   if (nodes.length > 1 && !scheme.sentinel && database !== 0) return bad();
   const decoded = (part: string) => (part === '' ? undefined : decodeURIComponent(part));
-  if (/%(?![0-9a-f]{2})/i.test(first!.username + first!.password)) return bad();
   return {
     kind: scheme.sentinel ? 'sentinel' : nodes.length > 1 ? 'cluster' : 'single',
     nodes,
     tls: scheme.tls,
-    username: decoded(first!.username),
-    password: decoded(first!.password),
+    username: decoded(first.username),
+    password: decoded(first.password),
     database,
     name,
   };

@@ -167,7 +167,7 @@ export function createTestDelivery(deps: TestDeliveryDeps) {
  * Whether a response answers a challenge: by the challenge itself, as text or as `challenge` in JSON, or by its HMAC-SHA256
  * with one of the subscription's secrets, as `signature` in JSON (`v1,` and base64).
  */
-function answersChallenge(body: Buffer, challenge: string, target: Target): boolean {
+export function answersChallenge(body: Buffer, challenge: string, target: Pick<Target, 'secrets'>): boolean {
   const text = body.toString('utf8').trim();
   if (text === challenge) return true;
   let answer: unknown;

@@ -7,8 +7,9 @@ const PREFIX = 'dsp_live_';
 const BASE62 = '0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz';
 const SECRET_LENGTH = 43; // 62^43 > 2^256
 const CHECKSUM_LENGTH = 6; // 62^6 > 2^32
+// The first character of an id holds 3 bits. The checksum is no secret: what is let through here is looked up.
 const FORM = new RegExp(
-  `^${PREFIX}([0-9a-hjkmnp-tv-z]{26})_([0-9A-Za-z]{${SECRET_LENGTH}})([0-9A-Za-z]{${CHECKSUM_LENGTH}})$`,
+  `^${PREFIX}([0-7][0-9a-hjkmnp-tv-z]{25})_([0-9A-Za-z]{${SECRET_LENGTH}})([0-9A-Za-z]{${CHECKSUM_LENGTH}})$`,
 );
 
 /** The text of a key: `random` is 32 random bytes. The checksum lets scanners and typos be told from real keys. */

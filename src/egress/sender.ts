@@ -301,7 +301,7 @@ class Exchange implements Dispatcher.DispatchHandler {
 }
 
 /** Headers of a response as far as they are kept: whole ones, in their order. */
-function keptHeaders(headers: Record<string, string | string[] | undefined>): Record<string, string> {
+export function keptHeaders(headers: Record<string, string | string[] | undefined>): Record<string, string> {
   const kept: Record<string, string> = {};
   let bytes = 0;
   for (const name in headers) {

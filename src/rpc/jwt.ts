@@ -115,12 +115,19 @@ async function verify(token: string, issuer: Issuer): Promise<JWTPayload> {
   }
 }
 
+/** What the audit log can name: Postgres stores no NUL, and a half of a surrogate pair is no character. */
+const SUBJECT = /^[^\p{Cc}\p{Cs}]{1,256}$/u;
+
 function principalOf(payload: JWTPayload, issuer: Issuer): Principal {
   const role = payload[issuer.roleClaim];
   if (!isRole(role)) {
     throw unauthenticated(`the token’s claim ${issuer.roleClaim} must be one of ${ROLES.join(', ')}`);
   }
-  const actor = `jwt:${issuer.issuer}:${payload.sub}`.slice(0, 512);
+  const { sub } = payload;
+  if (typeof sub !== 'string' || !SUBJECT.test(sub)) {
+    throw unauthenticated('the token’s claim sub must be 1–256 characters without control characters');
+  }
+  const actor = `jwt:${issuer.issuer}:${sub}`.slice(0, 512).toWellFormed();
   if (role === 'platform-admin') return { role, tenantId: undefined, actor };
   const claimed = payload[issuer.tenantClaim];
   try {

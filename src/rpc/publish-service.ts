@@ -133,7 +133,8 @@ function streamTenant(context: CallContext, requested: string): TenantId | undef
   return requested === '' ? undefined : parseTenantId(requested);
 }
 
-function toDraft(input: EventInput): EventDraft {
+/** An event as a message states it, unchecked. */
+export function toDraft(input: EventInput): EventDraft {
   const { body } = input;
   return {
     type: input.type,

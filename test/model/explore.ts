@@ -1,16 +1,8 @@
 // Looks at every state that a setup can come to, breadth first, so that what breaks a promise is shown in as few moves as
 // there can be; and at whether every one of them can still come to an end without any fault.
 import type { Ending } from '../../src/domain/lease.ts';
-import {
-  type Entry,
-  type Held,
-  initial,
-  isDone,
-  type Move,
-  moves,
-  type Setup,
-  type State,
-} from './protocol.ts';
+import { moves } from './protocol.ts';
+import { type Entry, type Held, initial, isDone, type Move, type Setup, type State } from './state.ts';
 
 export type Exploration = {
   readonly states: number;

@@ -4,7 +4,7 @@ import { describe, expect, test } from 'vitest';
 import { claimableOfLine, isDue } from '../../src/domain/lease.ts';
 import { SCALE } from '../support/scale.ts';
 import { explore, walk } from './explore.ts';
-import { RULES, type Rules, SETUP, type Setup } from './protocol.ts';
+import { RULES, type Rules, SETUP, type Setup } from './state.ts';
 
 type Case = { readonly name: string; readonly setup: Setup; readonly isLarge?: boolean };
 

@@ -1,7 +1,7 @@
 // The lines of a worker as they are, under every order in which claims, results and the ends of leases can be heard of.
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
-import { SETUP, type Setup } from './protocol.ts';
+import { SETUP, type Setup } from './state.ts';
 import { simulate } from './worker-lines.ts';
 
 const setup: Setup = { ...SETUP, lines: ['k', 'k', 'k', 'k'], attempts: 3, perLine: [1, 2, 99] };

@@ -4,118 +4,22 @@
 //
 // Time is what may have passed: the model's clock stands at 0, what is due has run_at 0, what is not has 1, and "time passes"
 // makes any one of those due. So whatever holds here holds for every timing, and there are finitely many states.
-import { recordOf } from '../../src/delivery/results.ts';
-import type { RetryPolicy } from '../../src/domain/backoff.ts';
-import { NO_TIMING, type SendResult } from '../../src/domain/delivery.ts';
-import type { EventId, TenantId } from '../../src/domain/ids.ts';
+import { claimed, type Ending, isDue, isUnder, replayed } from '../../src/domain/lease.ts';
+import { brokenBySending, brokenIn } from './promises.ts';
+import { endingOf, written } from './results.ts';
 import {
-  attemptOfRound,
-  claimableOfLine,
-  claimed,
-  type Ending,
-  ended,
-  isDue,
-  isHeld,
-  isUnder,
-  letsLineGoOn,
-  type Queued,
-  replayed,
-} from '../../src/domain/lease.ts';
-import type { OnDeadLetter } from '../../src/domain/subscription.ts';
-import { judge } from '../../src/domain/verdict.ts';
-
-/** The rules that a run can break on purpose, to show that it would be seen. */
-export const RULES = { claimableOfLine, isUnder, letsLineGoOn };
-export type Rules = typeof RULES;
-
-export const CALLS = ['cancel', 'retry', 'replay', 'discard'] as const;
-export type Call = (typeof CALLS)[number];
-
-export type Setup = {
-  /** The line of each delivery, in the order of their places; undefined: it is in none. */
-  readonly lines: readonly (string | undefined)[];
-  readonly workers: number;
-  /** How many of a line a claim may take. */
-  readonly perLine: readonly number[];
-  readonly onDeadLetter: OnDeadLetter;
-  /** Attempts of a delivery until it is a dead letter. */
-  readonly attempts: number;
-  /** What tenants do; each delivery is replayed once at most. */
-  readonly calls: readonly Call[];
-  /** Requests and results that may be under way at once without their lease: what makes the states finitely many. */
-  readonly zombies: number;
-  readonly rules: Rules;
-};
-
-export const SETUP: Omit<Setup, 'lines'> = {
-  workers: 2,
-  perLine: [1, 99],
-  onDeadLetter: 'skip',
-  attempts: 2,
-  calls: CALLS,
-  zombies: 1,
-  rules: RULES,
-};
-
-/** A delivery: its row, where it ended, and what its endpoint saw of it. */
-export type Entry = {
-  readonly row: Queued | undefined;
-  readonly end: 'succeeded' | 'dead' | 'cancelled' | 'discarded' | undefined;
-  /** Of the dead letter. */
-  readonly attemptCount: number;
-  readonly wasReplayed: boolean;
-  readonly wasSent: boolean;
-  /** A request went out that is not charged yet. */
-  readonly isOwing: boolean;
-  /** Whether the endpoint took it; `excused`: and a crash or a lost lease may have kept that from being recorded. */
-  readonly taken: 'no' | 'yes' | 'excused';
-};
-
-/** A delivery in a worker: behind another in its line, ready to go, on the wire, or with a result to be written. */
-export type Held = {
-  readonly id: number;
-  readonly lease: string;
-  /** As they were when it was claimed. */
-  readonly attemptCount: number;
-  readonly retryBase: number;
-  readonly stage: 'behind' | 'ready' | 'sent' | Ending;
-  /** The lease has run out on the worker's own clock. */
-  readonly isOver: boolean;
-};
-
-export type State = { readonly entries: readonly Entry[]; readonly workers: readonly (readonly Held[])[] };
-
-/** One thing that may happen. */
-export type Move = {
-  readonly label: string;
-  /** A crash, a lost connection or a worker that stood still: never needed for anything to end. */
-  readonly isFault: boolean;
-  readonly next: State;
-  /** The promise that it breaks. */
-  readonly broken: string | undefined;
-};
-
-const NEW: Entry = {
-  row: { runAtMs: 0, lease: undefined, attemptCount: 0, retryBase: 0 },
-  end: undefined,
-  attemptCount: 0,
-  wasReplayed: false,
-  wasSent: false,
-  isOwing: false,
-  taken: 'no',
-};
-
-/** All published, nobody at work. */
-export const initial = ({ lines, workers }: Setup): State => ({
-  entries: lines.map(() => NEW),
-  workers: Array.from({ length: workers }, () => []),
-});
-
-/** Whether every delivery has ended. */
-export const isDone = (state: State): boolean => state.entries.every((entry) => entry.row === undefined);
-
-const NOW = 0;
-const LATER = 1;
+  type Call,
+  type Entry,
+  type Held,
+  LATER,
+  type Move,
+  NOW,
+  type Setup,
+  type State,
+  withEntry,
+  withHeld,
+  withWorker,
+} from './state.ts';
 
 /** Everything that may happen next. */
 export function moves(setup: Setup, state: State): Move[] {
@@ -290,92 +194,6 @@ function steps(setup: Setup, state: State, w: number, held: Held, at: number, ad
   }
 }
 
-export const EVENT = {
-  eventId: '' as EventId,
-  type: 'a',
-  contentType: '',
-  payload: Buffer.alloc(0),
-  source: '',
-  subject: '',
-};
-const TIMES = { startedAtMs: 0, durationMs: 0, lagMs: 0 };
-const NOBODY = Buffer.alloc(16);
-
-const ANSWER = {
-  kind: 'response',
-  retryAfter: undefined,
-  control: undefined,
-  body: NOBODY,
-  headers: {},
-  timing: NO_TIMING,
-} as const;
-
-/** What the worker makes of an answer: the verdict and the record of the product. */
-export function endingOf(
-  setup: Setup,
-  held: Pick<Held, 'id' | 'attemptCount' | 'retryBase'>,
-  status: number,
-): Ending {
-  const { attemptCount, retryBase } = held;
-  const result: SendResult = { ...ANSWER, status };
-  const delaysMs = Array.from({ length: setup.attempts - 1 }, () => LATER);
-  const policy: RetryPolicy = { schedule: { kind: 'list', delaysMs }, jitter: 'none' };
-  const attempt = attemptOfRound({ attemptCount, retryBase });
-  const verdict = judge({ result, policy, attemptOfRound: attempt, ageMs: 0, nowMs: NOW, random: 0 });
-  const isOrdered = setup.lines[held.id] !== undefined;
-  const delivery = { tenantId: 'a' as TenantId, idBytes: NOBODY, lease: NOBODY, event: EVENT };
-  const target = { ordering: 'key', onDeadLetter: setup.onDeadLetter } as const;
-  const record = recordOf({ ...delivery, attemptCount, isOrdered }, target, result, verdict, TIMES, 0);
-  switch (record.kind) {
-    case 'succeeded':
-    case 'cancelled':
-      return { kind: record.kind };
-    case 'release':
-      return { kind: record.kind, delayMs: record.delayMs };
-    case 'retry':
-      return { kind: record.kind, attempt: { attempt: record.attempt.attempt }, delayMs: record.delayMs };
-    case 'dead':
-      return { kind: record.kind, attemptCount: record.attemptCount, stopsLine: record.stopsLine };
-  }
-}
-
-/** The database after a result was written. */
-export function written(
-  state: State,
-  id: number,
-  ending: Ending,
-): { readonly state: State; readonly broken: string | undefined } {
-  const entry = state.entries[id]!;
-  // Without a fence there may be no row any more: the write makes one up.
-  const before = entry.row ?? replayed(entry.attemptCount, NOW);
-  const row = ended(before, ending, NOW);
-  const isCharged = ending.kind !== 'release' && ending.kind !== 'cancelled';
-  const end = row === undefined || ending.kind === 'dead' ? endOf(ending) : undefined;
-  const attemptCount = ending.kind === 'dead' ? ending.attemptCount : 0;
-  const next = withEntry(state, id, { row, end, attemptCount, ...(isCharged ? { isOwing: false } : {}) });
-  const isUnpaid = isCharged && !entry.isOwing;
-  const isTwice = entry.end !== undefined;
-  const broken = isTwice
-    ? `${id} had ended and was written again`
-    : isUnpaid
-      ? `${id} was charged an attempt that was not made`
-      : brokenIn(next);
-  return { state: next, broken };
-}
-
-function endOf(ending: Ending): Entry['end'] {
-  switch (ending.kind) {
-    case 'succeeded':
-    case 'cancelled':
-      return ending.kind;
-    case 'dead':
-      return 'dead';
-    case 'retry':
-    case 'release':
-      return undefined;
-  }
-}
-
 const isBehind = (setup: Setup, held: Held, first: Held) =>
   held.stage === 'behind' && held.lease === first.lease && setup.lines[held.id] === setup.lines[first.id];
 
@@ -405,62 +223,4 @@ function crashed(state: State, w: number): State {
 function excuse(state: State, held: Held): State {
   const { row, taken } = state.entries[held.id]!;
   return row?.lease === held.lease ? withEntry(state, held.id, { taken: excused(taken) }) : state;
-}
-
-/** What must hold in every state. */
-function brokenIn(state: State): string | undefined {
-  for (const [id, { row, end }] of state.entries.entries()) {
-    const isStopped = end === 'dead' && row?.runAtMs === Number.POSITIVE_INFINITY && row.lease === undefined;
-    if (row === undefined && end === undefined) return `${id} is lost`;
-    if (row !== undefined && end !== undefined && !isStopped) return `${id} is finished and in the queue`;
-    if (end === 'cancelled') continue; // what is on its way to be sent is not recalled
-    let live = 0;
-    for (const worker of state.workers)
-      for (const held of worker) if (held.id === id && !held.isOver && typeof held.stage === 'string') live++;
-    if (live > 1) return `${id} has two live leases`;
-    if (live === 1 && (row === undefined || !isHeld(row, NOW))) return `${id} may be sent without a lease`;
-  }
-  return undefined;
-}
-
-/** What must hold when a delivery is sent. */
-export function brokenBySending(setup: Setup, state: State, id: number): string | undefined {
-  const { lines, onDeadLetter } = setup;
-  const entry = state.entries[id]!;
-  if (entry.end === 'cancelled') return undefined;
-  if (entry.taken === 'yes') return `${id} is sent again without a crash or a lost lease`;
-  const line = lines[id];
-  for (const worker of state.workers) {
-    for (const { id: other, stage, isOver } of worker) {
-      if (stage !== 'sent' || isOver || state.entries[other]!.end === 'cancelled') continue;
-      if (other === id) return `${id} is on the wire twice`;
-      if (line !== undefined && lines[other] === line) return `${id} is sent while ${other} is on the wire`;
-    }
-  }
-  if (line === undefined) return undefined;
-  for (const [other, { row, wasReplayed, wasSent }] of state.entries.entries()) {
-    if (lines[other] !== line) continue;
-    // A dead letter that the line skipped and that was replayed goes when it can: its place is gone.
-    const isExempt = onDeadLetter === 'skip';
-    if (other < id && row !== undefined && !(isExempt && wasReplayed))
-      return `${id} is sent before ${other} is done`;
-    if (other > id && wasSent && !(isExempt && entry.wasReplayed)) return `${id} is sent after ${other}`;
-  }
-  return undefined;
-}
-
-export function withEntry(state: State, id: number, change: Partial<Entry>): State {
-  return { ...state, entries: state.entries.map((entry, i) => (i === id ? { ...entry, ...change } : entry)) };
-}
-
-function withWorker(state: State, w: number, worker: readonly Held[]): State {
-  return { ...state, workers: state.workers.map((before, i) => (i === w ? worker : before)) };
-}
-
-function withHeld(state: State, w: number, at: number, held: Held): State {
-  return withWorker(
-    state,
-    w,
-    state.workers[w]!.map((before, i) => (i === at ? held : before)),
-  );
 }

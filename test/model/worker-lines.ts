@@ -4,18 +4,10 @@ import { createLines } from '../../src/delivery/lines.ts';
 import type { ClaimedDelivery } from '../../src/domain/delivery.ts';
 import type { DeliveryId, SubscriptionId, TenantId } from '../../src/domain/ids.ts';
 import { claimed, type Ending, isUnder, letsLineGoOn } from '../../src/domain/lease.ts';
-import {
-  brokenBySending,
-  EVENT,
-  endingOf,
-  type Held,
-  initial,
-  leaseOver,
-  type Setup,
-  type State,
-  withEntry,
-  written,
-} from './protocol.ts';
+import { brokenBySending } from './promises.ts';
+import { leaseOver } from './protocol.ts';
+import { EVENT, endingOf, written } from './results.ts';
+import { type Held, initial, type Setup, type State, withEntry } from './state.ts';
 
 type Result = { readonly delivery: ClaimedDelivery; readonly ending: Ending };
 
