@@ -7,6 +7,7 @@ import { environmentOn } from '../support/fleet.ts';
 import { ADMIN_KEY } from '../support/instance.ts';
 import { type Acked, type Arrival, checkLedger, type Verdict } from '../support/ledger.ts';
 import { type DispatchProcess, spawnDispatch } from '../support/processes.ts';
+import { randomFrom } from '../support/random.ts';
 import { type Clients, clientsOf } from '../support/rpc-clients.ts';
 import { createTimeline, type Timeline } from './timeline.ts';
 
@@ -60,17 +61,6 @@ export type WorldLedger = {
   readonly unackedHashes: Set<string>;
   readonly arrivals: Arrival[];
 };
-
-/** Numbers in [0, 1) that a seed determines (mulberry32). */
-export function randomFrom(seed: number): () => number {
-  let state = seed >>> 0;
-  return () => {
-    state = (state + 0x6d2b79f5) >>> 0;
-    let t = Math.imul(state ^ (state >>> 15), 1 | state);
-    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
-    return ((t ^ (t >>> 14)) >>> 0) / 4_294_967_296;
-  };
-}
 
 export function createWorld(options: WorldOptions): World {
   const stack = new AsyncDisposableStack();

@@ -1,6 +1,8 @@
 // Workers are killed by SIGKILL at random moments under a steady load. Whatever a worker had claimed is sent again once its
 // lease has run out: nothing is lost, and no more is sent twice than was in flight at the kills.
+import { execFile } from 'node:child_process';
 import { setTimeout as wait } from 'node:timers/promises';
+import { promisify } from 'node:util';
 import type pg from 'pg';
 import { eventually } from '../../support/eventually.ts';
 import type { DispatchProcess } from '../../support/processes.ts';
@@ -45,10 +47,9 @@ export const workerKill: Scenario = {
       const dueAt = kill * PER_KILL * 0.95;
       while (producer.ackedCount() < dueAt) await wait(5);
       await caughtUp(world);
-      await wait(world.between(0, 50));
       const victim = [...workers][world.between(0, workers.size - 1)]!;
       workers.delete(victim);
-      await victim.kill('SIGKILL');
+      await killFromOutside(victim, world.between(20, 120));
       world.timeline.fault(`kill ${kill}`);
       starting.push(start().then((worker) => workers.add(worker)));
       await wait(SETTLED_MS);
@@ -69,6 +70,16 @@ export const workerKill: Scenario = {
     };
   },
 };
+
+/**
+ * Kills after a time that another process waits for. This one is the endpoint, too: its timers come right after it has
+ * answered, which is the worst moment for the worker, and not a random one.
+ */
+async function killFromOutside(victim: DispatchProcess, afterMs: number): Promise<void> {
+  const { pid } = victim.child;
+  await promisify(execFile)('sh', ['-c', `sleep ${afterMs / 1000}; kill -KILL ${pid}`]);
+  await victim.kill('SIGKILL'); // it is gone
+}
 
 /** Deliveries that may be on their way in the steady state, those of workers that were killed before included. */
 const ON_THEIR_WAY = 200;
