@@ -21,9 +21,9 @@ const RETRIES = { schedule: { case: 'list' as const, value: { delays: Array(8).f
 
 export const soak: Scenario = {
   name: 'soak',
-  about: '10 min at 500 deliveries/s to 20 tenants, 1 % of the attempts failing',
+  about: '15 min at 500 deliveries/s to 20 tenants, 1 % of the attempts failing',
   promises: ['P2', 'P7'],
-  seconds: 620,
+  seconds: 920,
   isTimed: true,
   async run(world) {
     const { url, owner } = await world.database();
@@ -40,7 +40,7 @@ export const soak: Scenario = {
     });
     const processes = [api, worker];
     // The shorter a run the less it says, and the less of the time it may take.
-    const lastsMs = 600_000 * world.scale ** 1.5;
+    const lastsMs = 900_000 * world.scale ** 1.6;
     const endsAt = performance.now() + lastsMs;
     const warmAt = performance.now() + lastsMs / 4;
     while (performance.now() < warmAt) await wait(SAMPLE_MS);
