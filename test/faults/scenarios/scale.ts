@@ -42,6 +42,10 @@ export const scale: Scenario = {
     await many(WIDE, () => subscribeTo(admin, 'wide', endpoint.url, 'kind-0'));
 
     const calls = world.sized(1_000, 200);
+    // An instance reads a tenant's subscriptions when it needs them for the first time.
+    const coldAt = performance.now();
+    await publishOne(world, admin, 'large', 'kind-0');
+    const coldMs = performance.now() - coldAt;
     const inOne = await publishSteadily(calls, (i) => publishOne(world, admin, 'large', `kind-${i % kinds}`));
     const overMany = await publishSteadily(calls, (i) =>
       publishOne(world, admin, tenants[i % tenants.length]!, 'kind-0'),
@@ -58,6 +62,7 @@ export const scale: Scenario = {
       verdict: await world.judge(url),
       figures: [
         { name: 'subscriptions', value: subscriptions },
+        { name: 'first publish in one tenant, ms', value: coldMs },
         { name: 'publish p99 in one tenant, ms', value: quantile(inOne, 0.99), atMost: 50 },
         {
           name: `publish p99 over ${tenants.length} tenants, ms`,
