@@ -1,4 +1,5 @@
 import { defineConfig } from 'vitest/config';
+import { BaseSequencer, type TestSpecification } from 'vitest/node';
 
 // `unit` needs nothing but Node. The others run against a real PostgreSQL, which globalSetup finds or starts.
 const onPostgres = {
@@ -7,9 +8,30 @@ const onPostgres = {
   hookTimeout: 120_000,
 };
 
+/** Files that take minutes begin first, so that none of them is left alone at the end. */
+const LONGEST = [
+  'faults/untimed',
+  'e2e/limits',
+  'e2e/hardening',
+  'faults/mutants',
+  'e2e/replays',
+  'e2e/order',
+];
+const rankOf = ({ moduleId }: TestSpecification) => {
+  const rank = LONGEST.findIndex((name) => moduleId.endsWith(`test/${name}.test.ts`));
+  return rank < 0 ? LONGEST.length : rank;
+};
+
+class LongestFirst extends BaseSequencer {
+  override async sort(files: TestSpecification[]): Promise<TestSpecification[]> {
+    return (await super.sort(files)).sort((a, b) => rankOf(a) - rankOf(b));
+  }
+}
+
 export default defineConfig({
   test: {
     reporters: ['default'],
+    sequence: { sequencer: LongestFirst },
     projects: [
       {
         test: {
