@@ -12,9 +12,12 @@ export function testAll(scenarios: readonly Scenario[]): void {
   const seed = Number(process.env['DISPATCH_TEST_SEED'] ?? randomInt(2 ** 31));
   for (const scenario of scenarios.filter((s) => s.isOfTests !== true)) {
     test(`${scenario.name}: ${scenario.about}, at ${SCALE * 100} %, keeps ${scenario.promises.join(', ')}`, async () => {
-      const options = { seed, scale: SCALE, serverUrl: inject('serverUrl'), say: () => {} };
+      const said: string[] = [];
+      const say = (line: string) => void said.push(line);
+      const options = { seed, scale: SCALE, serverUrl: inject('serverUrl'), say };
       const { report } = await runScenario(scenario, options);
       console.log(rowOf(report, SCALE));
+      if (report.broken.length > 0) console.log(said.join('\n'));
       expect(report.broken).toEqual([]);
     }, 300_000);
   }

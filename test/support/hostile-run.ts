@@ -1,5 +1,5 @@
 // Sends to every hostile receiver from a process of its own, as a worker would, and prints what came of it as JSON:
-//   node test/support/hostile-run.ts <deadline in ms> <attempts> <receivers at once>
+//   node test/support/hostile-run.ts <deadline in ms> <attempts>
 import { readdirSync } from 'node:fs';
 import { setTimeout as wait } from 'node:timers/promises';
 import type { SendResult } from '../../src/domain/delivery.ts';
@@ -21,7 +21,7 @@ export type HostileReport = {
   readonly descriptorsAfter: number;
 };
 
-const [deadline = '1000', attempts = '100', together = '1'] = process.argv.slice(2);
+const [deadline = '1000', attempts = '100'] = process.argv.slice(2);
 const deadlineMs = Number(deadline);
 const guard = createAddressGuard(['127.0.0.0/8']);
 await using sender = createSender(createConnect(guard, createResolver([])), () => performance.now());
@@ -56,15 +56,8 @@ const before = { fds: descriptors(), mb: megabytes() };
 let most = before.mb;
 let latest = 0;
 const wrong = new Set<string>();
-// A hundred attempts or so at a time, so that a flood of one does not delay another.
-const left = [...BEHAVIOURS.entries()];
-await Promise.all(
-  Array.from({ length: Number(together) }, async () => {
-    for (let next = left.shift(); next !== undefined; next = left.shift()) await tryAll(...next);
-  }),
-);
-
-async function tryAll(i: number, behaviour: (typeof BEHAVIOURS)[number]): Promise<void> {
+// One after the other, so that a flood of one does not delay another.
+for (const [i, behaviour] of BEHAVIOURS.entries()) {
   for (const { result, tookMs, calls } of await many(receivers.urls[i]!)) {
     latest = Math.max(latest, tookMs);
     const got = result.kind === 'response' ? 'response' : result.errorClass;

@@ -18,7 +18,7 @@ export const hostile: Scenario = {
   isTimed: true,
   async run(world) {
     const attempts = world.sized(ATTEMPTS, 10);
-    const args = [RUN, DEADLINE_MS, attempts, Math.round(ATTEMPTS / attempts)].map(String);
+    const args = [RUN, DEADLINE_MS, attempts].map(String);
     const { stdout } = await promisify(execFile)(process.execPath, args);
     const report = JSON.parse(stdout) as HostileReport;
     for (const sentence of report.wrong) world.say(sentence);
