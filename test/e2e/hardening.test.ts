@@ -19,15 +19,8 @@ import { cloneDatabase } from '../support/database.ts';
 import { eventually } from '../support/eventually.ts';
 import { ADMIN_KEY, MASTER_KEY, startTestInstance } from '../support/instance.ts';
 import { freePort, spawnDispatch } from '../support/processes.ts';
+import { randomFrom } from '../support/random.ts';
 import { clientsOf } from '../support/rpc-clients.ts';
-
-function randomFrom(seed: number): () => number {
-  let state = seed >>> 0;
-  return () => {
-    state = (Math.imul(state, 1_664_525) + 1_013_904_223) >>> 0;
-    return state / 2 ** 32;
-  };
-}
 
 const METHODS = [PublishService, SubscriptionService, EventService, TenantService].flatMap(
   (service): DescMethod[] => service.methods.filter((m) => m.methodKind === 'unary'),

@@ -210,7 +210,9 @@ async function pidOf(data: string): Promise<number> {
 function quit(pid: number): void {
   try {
     process.kill(pid, 'SIGQUIT');
-  } catch {} // it is gone already
+  } catch {
+    // It is gone already.
+  }
 }
 
 function isAlive(pid: number): boolean {

@@ -8,6 +8,7 @@ import { createMemoryStore } from '../../src/limits/memory-store.ts';
 import { connectRedis } from '../../src/limits/redis-client.ts';
 import { createRedisStore } from '../../src/limits/redis-store.ts';
 import { breakerName, bucketName, type LimitStore } from '../../src/limits/store.ts';
+import { randomFrom } from '../support/random.ts';
 import { redisTarget, someRedis, startRedisCluster } from '../support/redis.ts';
 
 const OPERATIONS = 10_000;
@@ -34,15 +35,6 @@ async function onRedis(
       await client[Symbol.asyncDispose]();
       await server[Symbol.asyncDispose]();
     },
-  };
-}
-
-/** A small generator of its own, so that a failing run can be repeated from the seed it prints. */
-function randomFrom(seed: number): () => number {
-  let state = seed >>> 0;
-  return () => {
-    state = (Math.imul(state, 1_664_525) + 1_013_904_223) >>> 0;
-    return state / 2 ** 32;
   };
 }
 
