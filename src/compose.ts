@@ -55,15 +55,7 @@ import { createTenantService } from './rpc/tenant-service.ts';
 import { findKey, noteKeyUse } from './storage/api-keys.ts';
 import { pruneAudit, writeAudit } from './storage/audit.ts';
 import { writeBreaker } from './storage/breakers.ts';
-import {
-  claim,
-  claimLeftovers,
-  claimLines,
-  positionAfter,
-  type QueueKey,
-  WALK_START,
-  walkQueues,
-} from './storage/claims.ts';
+import { claim, claimLeftovers, claimLines, type QueueKey } from './storage/claims.ts';
 import { asOwner, type Database, databaseUnavailable, openDatabase } from './storage/database.ts';
 import * as health from './storage/health.ts';
 import { ingest, ingestNearLimit } from './storage/ingest.ts';
@@ -80,6 +72,7 @@ import { createTenantConfigs, type Target, type TenantConfigs } from './storage/
 import { shorterHistories } from './storage/tenants.ts';
 import { countBacklog, foldUsage, pruneUsage, takeUsageSlot } from './storage/usage.ts';
 import { createNotifier, listen, type Notifier } from './storage/wakeups.ts';
+import { createWalk } from './storage/walk.ts';
 import type { Log } from './telemetry/logger.ts';
 import { createMetrics, type Metrics } from './telemetry/metrics.ts';
 
@@ -422,9 +415,7 @@ function startWorker(shared: Shared, stack: AsyncDisposableStack): Worker {
     return claimed;
   };
   const created = createWorker({
-    walk: (from, limit) => walkQueues(db.claims, from, limit),
-    positionAfter,
-    walkStart: WALK_START,
+    walk: createWalk(db.claims),
     claim: (queues) => timed((nowMs) => claim(db.claims, queues, randomBytes(16), config.leaseMs, nowMs)),
     claimLines: (queue, which) =>
       timed((nowMs) => claimLines(db.claims, queue, which, randomBytes(16), config.leaseMs, nowMs)),

@@ -3,16 +3,10 @@
 import { randomBytes } from 'node:crypto';
 import pg from 'pg';
 import { encodeId, type SubscriptionId, type TenantId, uuidOf } from '../../src/domain/ids.ts';
-import {
-  claim,
-  claimLines,
-  positionAfter,
-  type QueueKey,
-  WALK_START,
-  walkQueues,
-} from '../../src/storage/claims.ts';
+import { claim, claimLines, type QueueKey } from '../../src/storage/claims.ts';
 import { type Database, openDatabase } from '../../src/storage/database.ts';
 import { migrate } from '../../src/storage/migrate.ts';
+import { createWalk, type WalkPosition } from '../../src/storage/walk.ts';
 import { storeBacklog } from '../../test/support/fleet.ts';
 import type { Scenario } from './scenario.ts';
 
@@ -126,14 +120,13 @@ export const claims: Scenario = {
           claimLines(db.claims, queue, { after: '', room: ROOM, perLine: 1 }, lease(), LEASE_MS, 0),
         );
         await spread(owner, 10_000, "+ interval '3 hours'");
+        const walk = createWalk(db.claims);
         const walks: number[] = [];
         for (let i = 0; i < 5; i++) {
           const startedAt = performance.now();
-          for (let from = WALK_START, page = 0; page < 20; page++) {
-            const heads = await walkQueues(db.claims, from, 500);
-            if (heads.length < 500) break;
-            from = positionAfter(heads[heads.length - 1]!);
-          }
+          let from: WalkPosition | undefined;
+          do from = (await walk(from, 500)).next;
+          while (from !== undefined);
           walks.push(performance.now() - startedAt);
         }
         walks.sort((a, b) => a - b);

@@ -8,11 +8,10 @@ import {
   type ClaimPosition,
   compareClaims,
   MAX_CLAIM,
-  type QueueHead,
   type QueueKey,
-  type WalkPosition,
   type Wanted,
 } from '../storage/claims.ts';
+import type { QueueHead, Walk, WalkPosition } from '../storage/walk.ts';
 import { createTimetable } from './timetable.ts';
 
 /** How a queue may be claimed from now. */
@@ -27,15 +26,13 @@ export type ClaimPlan = {
 };
 
 export type ClaimerDeps = {
-  readonly walk: (from: WalkPosition, limit: number) => Promise<readonly QueueHead[]>;
+  readonly walk: Walk;
   readonly claim: (queues: readonly Wanted[]) => Promise<Claimed>;
   readonly claimLines: (
     queue: QueueKey,
     which: { readonly after: string; readonly room: number; readonly perLine: number },
   ) => Promise<ClaimedLines>;
   readonly claimLeftovers: (queue: QueueKey, room: number) => Promise<Claimed>;
-  readonly positionAfter: (queue: QueueKey) => WalkPosition;
-  readonly walkStart: WalkPosition;
   readonly room: (tenantId: TenantId, subscriptionId: SubscriptionId) => number;
   /** Deliveries of a queue that wait in this process. */
   readonly waiting: (tenantId: TenantId, subscriptionId: SubscriptionId) => number;
@@ -77,14 +74,27 @@ const MAX_LOOKS = 256;
 /** What is expected of a queue that had more than was claimed, and of another: few long queues fill a claim. */
 const MANY = 25;
 const FEW = 3;
-/** How long claims of a queue go on from where the last one ended. */
-const FRONT_MS = 1_000;
+/** How long claims of a queue go on from where the last one ended. Then one looks back. */
+const LOOK_BACK_MS = 1_000;
+/**
+ * How far. What becomes due does so behind where claims are, but for a transaction that took its time: it is visible later
+ * than what began after it. One that took longer than this is found by the walk.
+ */
+const LATE_MS = 5_000;
+/** Queues whose claims are remembered. */
+const MAX_REACHED = 10_000;
 const RESUME_MS = 5;
 /** How often an ordered queue is looked through for what is in no line. */
 const LEFTOVERS_MS = 1_000;
 
-/** How far the claims of a queue have come, and until when that holds: then one starts at the front again. */
+/** How far the claims of a queue have come, and until when the next goes on right there instead of looking back. */
 type Reached = { readonly position: ClaimPosition; readonly untilMs: number };
+/** Where a claim begins (undefined: at the front), and until when the ones after it go on where it ends. */
+type Begin = {
+  readonly after: ClaimPosition | undefined;
+  readonly looksBack: boolean;
+  readonly untilMs: number;
+};
 type Planned = QueueKey & { readonly plan: ClaimPlan; readonly room: number };
 /** Where the claims of an ordered queue stand. */
 type LineState = { after: string; leftoversAtMs: number };
@@ -97,10 +107,10 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
   });
   /** Queues that somebody said are due since the last claim began. */
   const poked = new Set<string>();
-  /** Of queues that had more than was claimed. */
+  /** What was claimed stays in front of a queue's index until it is vacuumed, which a long transaction can put off. */
   const reached = new Map<string, Reached>();
   const lineStates = new Map<string, LineState>();
-  let position = deps.walkStart;
+  let position: WalkPosition | undefined;
   let walkAt = 0;
   let stopped = false;
   let running: Promise<void> | undefined;
@@ -160,11 +170,8 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
   async function claimPlain(wanted: readonly Planned[]): Promise<void> {
     if (wanted.length === 0) return;
     const nowMs = performance.now();
-    const begins = wanted.map((queue) => {
-      const from = reached.get(keyOf(queue));
-      return from !== undefined && from.untilMs > nowMs ? from : undefined;
-    });
-    const claimed = await deps.claim(wanted.map((queue, i) => ({ ...queue, after: begins[i]?.position })));
+    const begins = wanted.map((queue) => beginOf(queue, nowMs));
+    const claimed = await deps.claim(wanted.map((queue, i) => ({ ...queue, after: begins[i]!.after })));
     const found = new Map<string, { count: number; last: ClaimPosition }>();
     for (const c of [...claimed.deliveries, ...claimed.withoutEvent]) {
       const of = found.get(keyOf(c));
@@ -175,26 +182,46 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
         if (compareClaims(c, of.last) > 0) of.last = c;
       }
     }
-    for (const [i, queue] of wanted.entries()) settlePlain(queue, begins[i], found.get(keyOf(queue)), nowMs);
+    for (const [i, queue] of wanted.entries()) settlePlain(queue, begins[i]!, found.get(keyOf(queue)));
     deps.accept(claimed.deliveries);
     if (claimed.withoutEvent.length > 0) deps.withoutEvent(claimed.withoutEvent);
   }
 
+  function beginOf(queue: QueueKey, nowMs: number): Begin {
+    const at = reached.get(keyOf(queue));
+    const untilMs = nowMs + LOOK_BACK_MS;
+    if (at === undefined) return { after: undefined, looksBack: true, untilMs };
+    if (at.untilMs > nowMs) return { after: at.position, looksBack: false, untilMs: at.untilMs };
+    const after = { dueAtMs: at.position.dueAtMs - LATE_MS, idBytes: LOWEST_ID };
+    return { after, looksBack: true, untilMs };
+  }
+
   function settlePlain(
     queue: Planned,
-    began: Reached | undefined,
+    { looksBack, untilMs }: Begin,
     found: { readonly count: number; readonly last: ClaimPosition } | undefined,
-    nowMs: number,
   ): void {
-    if (found !== undefined && found.count >= queue.room) {
+    const key = keyOf(queue);
+    const before = reached.get(key);
+    const hasMore = found !== undefined && found.count >= queue.room;
+    if (found !== undefined) {
       const { dueAtMs, idBytes } = found.last;
-      const untilMs = began?.untilMs ?? nowMs + FRONT_MS;
-      reached.set(keyOf(queue), { position: { dueAtMs, idBytes }, untilMs });
-      return;
+      const isFurther = before === undefined || compareClaims(found.last, before.position) > 0;
+      // A look back that was cut short is where the next claim goes on, wherever others have come to.
+      const position = hasMore || isFurther ? { dueAtMs, idBytes } : before.position;
+      setReached(key, { position, untilMs: hasMore ? untilMs : 0 });
+    } else if (before !== undefined) {
+      setReached(key, { ...before, untilMs: 0 });
     }
-    reached.delete(keyOf(queue));
-    // There may be something in front of where this claim began: the next begins at the front.
-    if (began === undefined) settle(queue, found?.count ?? 0);
+    // There may be something in front of where this claim began: the next looks back.
+    if (!hasMore && looksBack) settle(queue, found?.count ?? 0);
+  }
+
+  function setReached(key: string, at: Reached): void {
+    reached.delete(key);
+    reached.set(key, at);
+    // Of the one that was claimed from longest ago a claim begins at the front.
+    if (reached.size > MAX_REACHED) reached.delete(reached.keys().next().value!);
   }
 
   async function claimOrdered(queue: Planned): Promise<void> {
@@ -237,20 +264,23 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
   async function walkAll(): Promise<void> {
     const startedAt = performance.now();
     for (let page = 0; page < MAX_PAGES && !stopped; page++) {
-      const heads = await deps.walk(position, PAGE);
+      const { heads, next } = await deps.walk(position, PAGE);
       for (const head of heads) {
-        if (head.dueInMs <= 0) due.add(head);
-        else later.add(head, head.dueInMs);
+        if (head.dueInMs > 0) later.add(head, head.dueInMs);
+        else addDue(head);
       }
-      const last = heads[heads.length - 1];
-      if (heads.length < PAGE || last === undefined) {
-        position = deps.walkStart;
-        break;
-      }
-      position = deps.positionAfter(last);
+      position = next;
+      if (next === undefined) break;
     }
     const tookMs = performance.now() - startedAt;
     walkAt = startedAt + Math.min(Math.max(WALK_EVERY_MS, tookMs / WALK_SHARE), MAX_WALK_EVERY_MS);
+  }
+
+  function addDue(head: QueueHead): void {
+    const at = reached.get(keyOf(head));
+    // It lies where no claim would look.
+    if (at !== undefined && head.dueAtMs < at.position.dueAtMs - LATE_MS) reached.delete(keyOf(head));
+    due.add(head);
   }
 
   /** Due queues with room, of each tenant one after the other; those that are closed are forgotten until they are due again. */
@@ -274,7 +304,8 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
       const room = Math.min(deps.room(tenantId, subscriptionId), free, MAX_CLAIM);
       if (room < Math.min(deps.worthwhile, Math.ceil(plan.cap / 4))) continue;
       found.push({ tenantId, subscriptionId, plan, room });
-      expected += reached.has(keyOf(queue)) ? Math.min(room, MANY) : FEW;
+      const hadMore = (reached.get(keyOf(queue))?.untilMs ?? 0) > 0;
+      expected += hadMore ? Math.min(room, MANY) : FEW;
     }
     return shareOut(found, total);
   }
@@ -305,6 +336,8 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
     },
   };
 }
+
+const LOWEST_ID = Buffer.alloc(16);
 
 const keyOf = (queue: QueueKey) => `${queue.tenantId}/${queue.subscriptionId}`;
 

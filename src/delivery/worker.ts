@@ -25,10 +25,7 @@ import { createScheduler, limitsFor } from './scheduler.ts';
 import { type Signable, sign, signable, signableBatch } from './sign.ts';
 import { createStartWindow } from './window.ts';
 
-export type WorkerDeps = Pick<
-  ClaimerDeps,
-  'walk' | 'positionAfter' | 'walkStart' | 'claim' | 'claimLines' | 'claimLeftovers'
-> & {
+export type WorkerDeps = Pick<ClaimerDeps, 'walk' | 'claim' | 'claimLines' | 'claimLeftovers'> & {
   readonly configs: {
     readonly get: (tenantId: TenantId) => Promise<TenantConfig | undefined>;
     readonly peek: (tenantId: TenantId) => TenantConfig | undefined;
@@ -107,8 +104,6 @@ export function createWorker(deps: WorkerDeps) {
 
   const claimer = createClaimer({
     walk: deps.walk,
-    positionAfter: deps.positionAfter,
-    walkStart: deps.walkStart,
     claim: deps.claim,
     claimLines: deps.claimLines,
     claimLeftovers: deps.claimLeftovers,

@@ -20,51 +20,6 @@ import type { Statements } from './hot-pool.ts';
 /** A subscription's queue in the database. */
 export type QueueKey = { readonly tenantId: TenantId; readonly subscriptionId: SubscriptionId };
 
-/** A queue that holds something, and when its first delivery is due, in ms from now (≤ 0: due). */
-export type QueueHead = QueueKey & { readonly dueInMs: number };
-
-/** Where a walk over the queues stands. */
-export type WalkPosition = { readonly tenantId: string; readonly subscriptionUuid: string };
-
-export const WALK_START: WalkPosition = {
-  tenantId: '',
-  subscriptionUuid: '00000000-0000-0000-0000-000000000000',
-};
-
-/**
- * Walks the queues in key order from a position and returns up to `limit` heads: a loose index scan, which costs one
- * descent of deliveries_due for each queue, however long it is.
- */
-export async function walkQueues(pool: Statements, from: WalkPosition, limit: number): Promise<QueueHead[]> {
-  const { rows } = await pool.query<{ tenant_id: string; subscription_id: string; due_in_ms: number }>({
-    name: 'walk-queues',
-    text: `WITH RECURSIVE walk AS (
-        (SELECT tenant_id, subscription_id, run_at FROM deliveries
-          WHERE (tenant_id, subscription_id) > ($1::text, $2::uuid) ORDER BY tenant_id, subscription_id, run_at LIMIT 1)
-        UNION ALL
-        SELECT n.* FROM walk w CROSS JOIN LATERAL (
-          SELECT d.tenant_id, d.subscription_id, d.run_at FROM deliveries d
-          WHERE (d.tenant_id, d.subscription_id) > (w.tenant_id, w.subscription_id)
-          ORDER BY d.tenant_id, d.subscription_id, d.run_at LIMIT 1) n)
-      SELECT tenant_id, subscription_id, extract(epoch FROM run_at - now())::float8 * 1000 AS due_in_ms
-      FROM walk LIMIT $3`,
-    values: [from.tenantId, from.subscriptionUuid, limit],
-  });
-  return rows.map((row) => ({
-    tenantId: row.tenant_id as TenantId,
-    subscriptionId: idFromUuid('sub', row.subscription_id) as SubscriptionId,
-    dueInMs: row.due_in_ms,
-  }));
-}
-
-/** The position after a queue. */
-export function positionAfter(queue: QueueKey): WalkPosition {
-  return { tenantId: queue.tenantId, subscriptionUuid: uuidOf(queue.subscriptionId) };
-}
-
-/** Whether walkQueues returned the last queue there is. */
-export const isLastPage = (heads: readonly QueueHead[], limit: number): boolean => heads.length < limit;
-
 type ClaimRow = {
   tenant_id: string;
   id: string;

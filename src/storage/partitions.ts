@@ -12,6 +12,9 @@ const HISTORY = ['events', 'attempts'] as const;
 /** The column of each history table that holds the UUIDv7 its leaves are ranges of. */
 const RANGE_KEY = { events: 'id', attempts: 'delivery_id' } as const;
 
+/** The leaf of a table that holds the tenants with a remainder; for history, the parent of its leaves. */
+export const hashLeaf = (table: string, remainder: number): string => `${table}_h${remainder}`;
+
 const DAY_MS = 24 * 3600 * 1000;
 /** Leaves are made this far ahead, and one width back for clocks that are behind. */
 const AHEAD_MS = 14 * DAY_MS;
@@ -27,7 +30,7 @@ export async function ensurePartitions(client: pg.Client): Promise<number> {
   let made = 0;
   for (const table of HASHED) {
     for (let i = 0; i < layout.hashPartitions; i++) {
-      const leaf = `${table}_h${i}`;
+      const leaf = hashLeaf(table, i);
       if (existing.has(leaf)) continue;
       const settings = table === 'deliveries' ? QUEUE_SETTINGS : undefined;
       await inTransaction(client, () =>
@@ -38,7 +41,7 @@ export async function ensurePartitions(client: pg.Client): Promise<number> {
   }
   for (const table of HISTORY) {
     for (let i = 0; i < layout.hashPartitions; i++) {
-      const parent = `${table}_h${i}`;
+      const parent = hashLeaf(table, i);
       if (!existing.has(parent)) {
         await inTransaction(client, () => makeHashParent(client, table, parent, layout.hashPartitions, i));
         made++;

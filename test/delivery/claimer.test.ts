@@ -4,13 +4,17 @@ import { type ClaimerDeps, createClaimer } from '../../src/delivery/claimer.ts';
 import type { ClaimedDelivery } from '../../src/domain/delivery.ts';
 import type { SubscriptionId, TenantId } from '../../src/domain/ids.ts';
 import type { Wanted } from '../../src/storage/claims.ts';
+import type { QueueHead } from '../../src/storage/walk.ts';
 
+/** How far back claims look. */
+const LATE_MS = 5_000;
 const queue = { tenantId: 'a' as TenantId, subscriptionId: 'sub_1' as SubscriptionId };
 
 /** A claimer over one queue; `stored` is what it holds, by the time that it is due, in the order of claims. */
 function setup(stored: number[], room: number) {
   const claims: { readonly after: number | undefined; readonly brought: number[] }[] = [];
   const accepted: number[] = [];
+  const heads: QueueHead[] = [];
   let onAccepted = (): void => {};
   const take = ({ after, room: count }: Wanted): ClaimedDelivery[] => {
     const from = after === undefined ? 0 : stored.findIndex((dueAtMs) => dueAtMs > after.dueAtMs);
@@ -20,12 +24,10 @@ function setup(stored: number[], room: number) {
   };
   const nothing = { deliveries: [], withoutEvent: [], lines: [], reached: '', dueInMs: undefined };
   const deps: ClaimerDeps = {
-    walk: async () => [],
+    walk: async () => ({ heads, next: undefined }),
     claim: async ([wanted]) => ({ deliveries: take(wanted!), withoutEvent: [] }),
     claimLines: async () => nothing,
     claimLeftovers: async () => nothing,
-    positionAfter: () => deps.walkStart,
-    walkStart: { tenantId: '', subscriptionUuid: '' },
     room: () => room,
     waiting: () => 0,
     totalRoom: () => room,
@@ -51,10 +53,10 @@ function setup(stored: number[], room: number) {
         if (isDone()) done();
       };
     });
-  return { claimer, stored, claims, accepted, until };
+  return { claimer, stored, claims, accepted, heads, until };
 }
 
-test('a claim goes on where the last one ended, and the one after a short one begins at the front', async () => {
+test('a claim goes on where the last one ended, and the one after a short one looks back', async () => {
   const { claimer, claims, until } = setup([1, 2, 3, 4, 5], 2);
   const done = until(() => claims.length >= 4);
   claimer.poke([queue]);
@@ -63,7 +65,42 @@ test('a claim goes on where the last one ended, and the one after a short one be
     { after: undefined, brought: [1, 2] },
     { after: 2, brought: [3, 4] },
     { after: 4, brought: [5] },
-    { after: undefined, brought: [] },
+    { after: 5 - LATE_MS, brought: [] },
+  ]);
+});
+
+test('a queue that was emptied is not claimed from the front again, however often it fills', async () => {
+  const { claimer, stored, claims, accepted, until } = setup([1_000, 2_000], 3);
+  for (const [dueAtMs, count] of [
+    [3_000, 2],
+    [4_000, 3],
+    [5_000, 4],
+  ] as const) {
+    const isDone = until(() => accepted.length === count);
+    claimer.poke([queue]);
+    await isDone;
+    stored.push(dueAtMs);
+  }
+  expect(claims).toEqual([
+    { after: undefined, brought: [1_000, 2_000] },
+    { after: 2_000 - LATE_MS, brought: [3_000] },
+    { after: 3_000 - LATE_MS, brought: [4_000] },
+  ]);
+});
+
+test('what turns up where no claim looks back to is found by the walk, and claimed from the front', async () => {
+  const { claimer, stored, claims, accepted, heads, until } = setup([10_000, 20_000], 3);
+  const isDrained = until(() => accepted.length === 2);
+  claimer.poke([queue]);
+  await isDrained;
+  stored.push(10);
+  heads.push({ ...queue, dueAtMs: 10, dueInMs: -1 });
+  const isFound = until(() => accepted.length === 3);
+  claimer.poke(undefined);
+  await isFound;
+  expect(claims).toEqual([
+    { after: undefined, brought: [10_000, 20_000] },
+    { after: undefined, brought: [10] },
   ]);
 });
 

@@ -8,16 +8,11 @@ import {
   type SubscriptionId,
   type TenantId,
 } from '../../src/domain/ids.ts';
-import {
-  type ClaimPosition,
-  claim,
-  positionAfter,
-  WALK_START,
-  walkQueues,
-} from '../../src/storage/claims.ts';
+import { type ClaimPosition, claim } from '../../src/storage/claims.ts';
 import { type Database, openDatabase } from '../../src/storage/database.ts';
 import { type IngestBatch, type IngestEvent, ingest } from '../../src/storage/ingest.ts';
 import { type DeliveryRecord, writeRecords } from '../../src/storage/records.ts';
+import { createWalk, type QueueHead, type WalkPosition } from '../../src/storage/walk.ts';
 import { cloneDatabase, type TestDatabase } from '../support/database.ts';
 
 let database: TestDatabase;
@@ -226,18 +221,19 @@ describe('claims', () => {
   test('the walk finds each queue once, in pages, with when it is due', async () => {
     const subs = Array.from({ length: 7 }, newSubscription);
     await store(subs.flatMap((s) => [event(a, [s]), event(b, [s], { deliverAfterMs: Date.now() + 60_000 })]));
-    const all = await walkQueues(db.claims, WALK_START, 100);
+    const walk = createWalk(db.claims);
+    const { heads: all } = await walk(undefined, 100);
     expect(all).toHaveLength(14);
     expect(all.filter((q) => q.tenantId === 'a').every((q) => q.dueInMs <= 0)).toBe(true);
     expect(
       all.filter((q) => q.tenantId === 'b').every((q) => q.dueInMs > 50_000 && q.dueInMs <= 60_000),
     ).toBe(true);
-    const pages = [];
-    for (let from = WALK_START; ; ) {
-      const page = await walkQueues(db.claims, from, 4);
-      pages.push(...page);
-      if (page.length < 4) break;
-      from = positionAfter(page[page.length - 1]!);
+    const pages: QueueHead[] = [];
+    for (let from: WalkPosition | undefined; ; ) {
+      const { heads, next } = await walk(from, 4);
+      pages.push(...heads);
+      if (next === undefined) break;
+      from = next;
     }
     expect(pages.map((q) => `${q.tenantId}/${q.subscriptionId}`)).toEqual(
       all.map((q) => `${q.tenantId}/${q.subscriptionId}`),

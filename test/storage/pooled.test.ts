@@ -5,9 +5,10 @@ import pg from 'pg';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { z } from 'zod';
 import { lowestUuidAt, parseTenantId, type TenantId } from '../../src/domain/ids.ts';
-import { claim, WALK_START, walkQueues } from '../../src/storage/claims.ts';
+import { claim } from '../../src/storage/claims.ts';
 import { type Database, openDatabase, sql } from '../../src/storage/database.ts';
 import { openHotPool } from '../../src/storage/hot-pool.ts';
+import { createWalk } from '../../src/storage/walk.ts';
 import { cloneDatabase, type TestDatabase } from '../support/database.ts';
 import { type PgBouncer, startPgBouncer } from '../support/pgbouncer.ts';
 
@@ -117,11 +118,12 @@ test('a tenant cannot write for another, and a role that cannot be taken stops w
 });
 
 test('named statements of the hot path run on whatever session they meet, and errors in a transaction undo all', async () => {
+  const walk = createWalk(db.claims);
   for (let i = 0; i < 5; i++) {
-    const heads = await walkQueues(db.claims, WALK_START, 100);
+    const { heads } = await walk(undefined, 100);
     expect(heads).toHaveLength(TENANTS.length);
   }
-  const heads = await walkQueues(db.claims, WALK_START, 100);
+  const { heads } = await walk(undefined, 100);
   const wanted = heads.map((head) => ({ ...head, room: 1, after: undefined }));
   const { deliveries } = await claim(db.claims, wanted, randomBytes(16), 60_000, 0);
   expect(deliveries).toHaveLength(TENANTS.length);
