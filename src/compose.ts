@@ -67,7 +67,7 @@ import { writeRecords } from './storage/records.ts';
 import { type Replay, runningReplays, stepReplay } from './storage/replays.ts';
 import { assertMasterKeys, createRewrap } from './storage/secret-keys.ts';
 import { oldestSnapshotSeconds } from './storage/snapshots.ts';
-import { setSubscriptionState } from './storage/subscriptions.ts';
+import { disableSubscriptions, setSubscriptionState } from './storage/subscriptions.ts';
 import { createTenantConfigs, type Target, type TenantConfigs } from './storage/tenant-configs.ts';
 import { shorterHistories } from './storage/tenants.ts';
 import { countBacklog, foldUsage, pruneUsage, takeUsageSlot } from './storage/usage.ts';
@@ -335,16 +335,24 @@ async function startOperationalEvents(base: Base): Promise<OperationalEvents> {
   });
 }
 
-/** Disables a subscription because of its endpoint, and tells its tenant. */
-async function disableSubscription(shared: Shared, queue: QueueKey, reason: string): Promise<void> {
-  const { tenantId, subscriptionId } = queue;
-  const change = { ...ITSELF, action: 'subscription.disable', resource: subscriptionId, detail: { reason } };
-  const audited = shared.db.audited(change);
-  const { changed } = await setSubscriptionState(audited, tenantId, subscriptionId, 'disabled', reason);
-  shared.changed(tenantId);
-  if (!changed) return;
-  const data = { subscriptionId, reason };
-  shared.operational.emit({ tenantId, type: 'dispatch.subscription.disabled', about: subscriptionId, data });
+/** Disables subscriptions because of their endpoints, and tells their tenant. */
+async function disableAll(
+  { db, changed, operational }: Shared,
+  tenantId: TenantId,
+  reasons: ReadonlyMap<SubscriptionId, string>,
+): Promise<void> {
+  const changes = [...reasons].map(([resource, reason]) => ({
+    ...ITSELF,
+    action: 'subscription.disable',
+    resource,
+    detail: { reason },
+  }));
+  const disabled = await disableSubscriptions(db.audited(...changes), tenantId, reasons);
+  changed(tenantId);
+  for (const subscriptionId of disabled) {
+    const data = { subscriptionId, reason: reasons.get(subscriptionId) ?? '' };
+    operational.emit({ tenantId, type: 'dispatch.subscription.disabled', about: subscriptionId, data });
+  }
 }
 
 function startWorker(shared: Shared, stack: AsyncDisposableStack): Worker {
@@ -397,7 +405,7 @@ function startWorker(shared: Shared, stack: AsyncDisposableStack): Worker {
     onError: (error) => log.error(error, 'a limit failed'),
   });
   const recorder = createRecorder({
-    write: (records, isConfirmed) => writeRecords(db.engine, records, isConfirmed),
+    write: (records, isConfirmed) => writeRecords(db.records, records, isConfirmed),
     uuidOf: (bytes) => uuidOf(encodeId('dlv', bytes)),
     leaseMs: config.leaseMs,
     isPassing: (error) => databaseUnavailable(error) !== undefined,
@@ -430,8 +438,7 @@ function startWorker(shared: Shared, stack: AsyncDisposableStack): Worker {
       if (credentials.auth !== undefined) egress.authorizer.refused(subscriptionId, credentials.auth);
     },
     mayBeSent: endpointAllowed(egress),
-    disable: (tenantId, subscriptionId, reason) =>
-      disableSubscription(shared, { tenantId, subscriptionId }, reason),
+    disable: (tenantId, reasons) => disableAll(shared, tenantId, reasons),
     onResult: (delivery, verdict) => {
       const { tenantId, subscriptionId, event } = delivery;
       endpoints.report(tenantId, subscriptionId, verdict.kind === 'succeeded');
@@ -496,7 +503,8 @@ function startMaintenance(shared: Shared, worker: Worker | undefined): Maintenan
       }),
     endpoints: createEndpointTasks({
       tasks: () => health.healthTasks(db, config.defaultPolicy),
-      disable: (queue, reason) => disableSubscription(shared, queue, reason),
+      disable: ({ tenantId, subscriptionId }, reason) =>
+        disableAll(shared, tenantId, new Map([[subscriptionId, reason]])),
       noteProbe: (queue) => health.noteProbe(db, queue, config.defaultPolicy),
       probe: async ({ tenantId, subscriptionId }) => {
         const payload = Buffer.from('{"type":"dispatch.probe"}');
@@ -506,7 +514,7 @@ function startMaintenance(shared: Shared, worker: Worker | undefined): Maintenan
         const { tenantId, subscriptionId } = queue;
         const detail = { reason: 'a probe succeeded' };
         const change = { ...ITSELF, action: 'subscription.enable', resource: subscriptionId, detail };
-        await setSubscriptionState(db.audited(change), tenantId, subscriptionId, 'active', '');
+        await setSubscriptionState(db.audited(change), tenantId, subscriptionId, 'active');
         shared.changed(tenantId);
         queueReady(queue);
         const data = { subscriptionId, ...detail };

@@ -18,6 +18,7 @@ import type { Target, TenantConfig } from '../storage/tenant-configs.ts';
 import type { AttemptEvent } from '../telemetry/events.ts';
 import { type ClaimerDeps, type ClaimPlan, createClaimer } from './claimer.ts';
 import type { Gates } from './gates.ts';
+import { createGone, type GoneDeps } from './gone.ts';
 import { createLines } from './lines.ts';
 import type { Recorder } from './recorder.ts';
 import { eventOf, fenceOf, recordOf, type Times } from './results.ts';
@@ -40,8 +41,8 @@ export type WorkerDeps = Pick<ClaimerDeps, 'walk' | 'claim' | 'claimLines' | 'cl
   readonly unauthorized: (target: Target) => void;
   /** Whether the endpoint's scheme is one that its tenant may have. */
   readonly mayBeSent: (target: Target) => boolean;
-  /** Disables a subscription because of what its endpoint said. */
-  readonly disable: (tenantId: TenantId, subscriptionId: SubscriptionId, reason: string) => Promise<void>;
+  /** Disables subscriptions because of what their endpoints said: see gone.ts. */
+  readonly disable: GoneDeps['disable'];
   readonly maxInFlight: number;
   readonly leaseMs: number;
   readonly userAgent: string;
@@ -99,6 +100,13 @@ export function createWorker(deps: WorkerDeps) {
     utilization: deps.utilization,
     onOpen: () => pump(),
   });
+  const gone = createGone({
+    disable: deps.disable,
+    onError: (error) => {
+      // The tenant is gone, too: there is nothing left to disable.
+      if (!(error instanceof DispatchError)) deps.onError(error, 'subscriptions could not be disabled');
+    },
+  });
   let stopping = false;
   let idleWaiters: (() => void)[] = [];
 
@@ -152,6 +160,7 @@ export function createWorker(deps: WorkerDeps) {
       const config = deps.configs.peek(queue.tenantId) ?? (await deps.configs.get(queue.tenantId));
       const target = config?.targets.get(queue.subscriptionId);
       if (config?.state !== 'active' || target?.state !== 'active') return CLOSED;
+      if (gone.has(queue.subscriptionId)) return CLOSED;
       const cap = await deps.gates.claimable(config, target);
       return { cap, perLine: perLineOf(target, cap) };
     } catch (error) {
@@ -261,7 +270,7 @@ export function createWorker(deps: WorkerDeps) {
   function prepare(request: Request, config: TenantConfig | undefined, target: Target | undefined): void {
     if (config === undefined || target === undefined) {
       endAll(request, 'cancelled');
-    } else if (config.state !== 'active' || target.state !== 'active') {
+    } else if (config.state !== 'active' || target.state !== 'active' || gone.has(target.subscriptionId)) {
       endAll(request, 'release');
     } else if (!lastsForAttempt(request, target)) {
       // It waited here for too long: back to the queue, uncharged, before the lease ends by itself.
@@ -345,8 +354,7 @@ export function createWorker(deps: WorkerDeps) {
     const verdicts = request.members.map((delivery) => verdictOf(delivery, target, result, random));
     const verdict = verdicts[0]!;
     const { tenantId, subscriptionId, deliveryId } = first;
-    const outcome = verdict.kind === 'succeeded' ? 'succeeded' : 'failed';
-    deps.gates.ended(tenantId, subscriptionId, deliveryId, outcome);
+    deps.gates.ended(tenantId, subscriptionId, deliveryId, outcomeOf(verdict));
     if (result.kind === 'response' && result.status === 401) deps.unauthorized(target);
     const batchSize = request.items === undefined ? 0 : request.members.length;
     const records = request.members.map((delivery, i) =>
@@ -356,7 +364,7 @@ export function createWorker(deps: WorkerDeps) {
     end(request, records);
     if (verdict.kind === 'retry') claimer.later(first, verdict.delayMs);
     deps.onAttempt(eventOf(first, target, result, verdict, times, { batchSize, bodyBytes }));
-    if (verdict.disable) disable(tenantId, subscriptionId, result);
+    if (verdict.disable) gone.add(tenantId, subscriptionId, reasonOf(result));
   }
 
   /** All of a request have one outcome and one random number, so that what failed together is tried again together. */
@@ -369,15 +377,6 @@ export function createWorker(deps: WorkerDeps) {
       ageMs: nowMs - (delivery.roundAtMs ?? timeOfId(delivery.idBytes)),
       nowMs,
       random,
-    });
-  }
-
-  function disable(tenantId: TenantId, subscriptionId: SubscriptionId, result: SendResult): void {
-    const isGone = result.kind === 'response' && result.status === 410;
-    const reason = isGone ? 'the endpoint answered 410 Gone' : 'the endpoint asked for it: webhook-delivery';
-    deps.disable(tenantId, subscriptionId, reason).catch((error) => {
-      // Deleted meanwhile: there is nothing left to disable.
-      if (!(error instanceof DispatchError)) deps.onError(error, 'a subscription could not be disabled');
     });
   }
 
@@ -426,7 +425,7 @@ export function createWorker(deps: WorkerDeps) {
       const config = deps.configs.peek(tenantId);
       const target = config?.targets.get(subscriptionId);
       if (stopping || config === undefined || target === undefined) return false;
-      if (!deps.gates.mayOwn(tenantId, target)) return false;
+      if (gone.has(subscriptionId) || !deps.gates.mayOwn(tenantId, target)) return false;
       const cap = deps.gates.waitingCap(config, target);
       const isFull = cap !== Number.POSITIVE_INFINITY && scheduler.waitingOf(tenantId, subscriptionId) >= cap;
       if (isFull) return false;
@@ -472,6 +471,18 @@ export function createWorker(deps: WorkerDeps) {
       await deps.recorder.flush();
     },
   };
+}
+
+/** For the breaker, an endpoint that wants nothing more has neither taken a delivery nor failed to. */
+function outcomeOf({ kind, disable }: Verdict): 'succeeded' | 'failed' | 'none' {
+  if (kind === 'succeeded') return 'succeeded';
+  return disable ? 'none' : 'failed';
+}
+
+/** Why a subscription is disabled. */
+function reasonOf(result: SendResult): string {
+  const isGone = result.kind === 'response' && result.status === 410;
+  return isGone ? 'the endpoint answered 410 Gone' : 'the endpoint asked for it: webhook-delivery';
 }
 
 const CLOSED: ClaimPlan = { cap: 0, perLine: 0 };

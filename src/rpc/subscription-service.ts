@@ -157,7 +157,7 @@ export function createSubscriptionService(deps: SubscriptionServiceDeps) {
     state: 'active' | 'paused',
     audited: Database,
   ): Promise<Subscription> {
-    const { subscription } = await setSubscriptionState(audited, tenantId, id, state, '');
+    const subscription = await setSubscriptionState(audited, tenantId, id, state);
     changed(tenantId);
     return subscription;
   }

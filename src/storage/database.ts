@@ -35,14 +35,16 @@ export type Database = AsyncDisposable & {
   readonly engine: HotPool;
   /** Claims, prepared by name, as dispatch_engine; their plans never hash a queue. */
   readonly claims: HotPool;
+  /** Records, prepared by name, as dispatch_engine; their plans never read through a queue. */
+  readonly records: HotPool;
   /** All other statements over many tenants, as dispatch_engine. */
   readonly many: ManyStatements;
   /**
    * Runs `work` in one transaction as dispatch_tenant with `app.tenant_id` set: row-level security holds it there.
    */
   readonly inTenant: <T>(tenantId: TenantId, work: (tx: TenantTransaction) => Promise<T>) => Promise<T>;
-  /** The same database, on which every inTenant() writes this change to the audit log in its transaction. */
-  readonly audited: (change: Change) => Database;
+  /** The same database, on which every inTenant() writes these changes to the audit log in its transaction. */
+  readonly audited: (...changes: readonly Change[]) => Database;
   /** The direct URL of the owner, for LISTEN, migrations and DDL. */
   readonly ownerUrl: string;
 };
@@ -70,14 +72,16 @@ export async function openDatabase(
     });
   const engine = hotPool('dispatch-engine', ENGINE, poolSize);
   const claims = hotPool('dispatch-claims', CLAIMS, Math.min(poolSize, MAX_CLAIM_CONNECTIONS));
+  const records = hotPool('dispatch-records', RECORDS, Math.min(poolSize, MAX_RECORD_CONNECTIONS));
   const slonik = (settings: Settings, max: number) => openSlonik(url, settings, max, isPooled, onIdleError);
   const shared = await slonik(ENGINE, 4);
   const many = isPooled ? inTransactions(shared, { ...ENGINE, ...POOLED }) : shared;
   const tenant = await slonik(TENANT, poolSize);
   const ids = createIdSource(Date.now, randomBytes);
-  const create = (change: Change | undefined): Database => ({
+  const create = (...changes: readonly Change[]): Database => ({
     engine,
     claims,
+    records,
     many,
     ownerUrl: directUrl ?? url,
     audited: create,
@@ -85,19 +89,23 @@ export async function openDatabase(
       tenant.transaction(async (tx) => {
         await set(tx, { ...(isPooled ? { ...TENANT, ...POOLED } : {}), 'app.tenant_id': tenantId });
         const result = await work(tx);
-        if (change !== undefined) {
+        if (changes.length > 0) {
+          const entries = changes.map(
+            ({ actor, action, resource, address, detail }) =>
+              sql.fragment`(${tenantId}, ${uuidOf(ids.next('aud'))}::uuid, ${actor}, ${action}, ${resource}, ${address},
+                ${sql.jsonb(detail)})`,
+          );
           await tx.query(sql.typeAlias('void')`
             INSERT INTO audit_log (tenant_id, id, actor, action, resource, address, detail)
-            VALUES (${tenantId}, ${uuidOf(ids.next('aud'))}, ${change.actor}, ${change.action}, ${change.resource},
-              ${change.address}, ${sql.jsonb(change.detail)})`);
+            VALUES ${sql.join(entries, sql.fragment`, `)}`);
         }
         return result;
       }),
     async [Symbol.asyncDispose]() {
-      await Promise.all([engine.end(), claims.end(), shared.end(), tenant.end()]);
+      await Promise.all([engine.end(), claims.end(), records.end(), shared.end(), tenant.end()]);
     },
   });
-  return create(undefined);
+  return create();
 }
 
 // Queue-like tables change size faster than their statistics: look-ups by key must never turn into scans or merges.
@@ -111,6 +119,9 @@ const ENGINE: Settings = {
 // Of a queue of 10,000 the planner would hash all to update 50: 2 ms where look-ups take 0.2. Not for all that is hot:
 // what stores events joins lists with lists.
 const CLAIMS: Settings = { ...ENGINE, enable_hashjoin: 'off' };
+// To a planner that knows a queue as empty, reading all of its index costs as much as one look-up, and what was delivered since
+// is still in there. A bitmap is built from look-ups only (ADR 0021).
+const RECORDS: Settings = { ...CLAIMS, enable_indexscan: 'off' };
 const TENANT: Settings = { role: 'dispatch_tenant' };
 /**
  * Through a pooler every statement has a transaction, which a process that stands still would keep open, with its locks:
@@ -119,6 +130,8 @@ const TENANT: Settings = { role: 'dispatch_tenant' };
 const POOLED: Settings = { statement_timeout: '30000', idle_in_transaction_session_timeout: '9000' };
 /** One is used at a time, more only for queues with an order. */
 const MAX_CLAIM_CONNECTIONS = 4;
+/** Two of each lane of the recorder. */
+const MAX_RECORD_CONNECTIONS = 4;
 
 /** Sets what holds until the end of the transaction. */
 async function set(tx: TenantTransaction, settings: Settings): Promise<void> {

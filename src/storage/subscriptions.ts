@@ -339,26 +339,45 @@ export async function deleteSubscription(
 
 /**
  * Sets the state; unchanged (also its version) if it is that already. A subscription that has to be verified first is
- * FAILED_PRECONDITION, unless it is to be disabled.
+ * FAILED_PRECONDITION.
  */
 export async function setSubscriptionState(
   db: Database,
   tenantId: TenantId,
   subscriptionId: SubscriptionId,
-  state: 'active' | 'paused' | 'disabled',
-  disabledReason: string,
-): Promise<{ readonly subscription: Subscription; readonly changed: boolean }> {
+  state: 'active' | 'paused',
+): Promise<Subscription> {
   return db.inTenant(tenantId, async (tx) => {
     await changeConfig(tx, tenantId);
     const before = await readOne(tx, tenantId, subscriptionId);
-    if (before.state === state) return { subscription: before, changed: false };
-    if (before.state === 'pending_verification' && state !== 'disabled') throw mustBeVerified(subscriptionId);
+    if (before.state === state) return before;
+    if (before.state === 'pending_verification') throw mustBeVerified(subscriptionId);
     await tx.query(sql.typeAlias('void')`
-      UPDATE subscriptions SET state = ${state}, disabled_reason = ${disabledReason},
-        is_probed = ${state === 'disabled'}, version = version + 1, updated_at = now()
+      UPDATE subscriptions SET state = ${state}, disabled_reason = '', is_probed = false, version = version + 1,
+        updated_at = now()
       WHERE tenant_id = ${tenantId} AND id = ${uuidOf(subscriptionId)}`);
     if (state === 'active') await forgetHealth(tx, tenantId, subscriptionId);
-    return { subscription: await readOne(tx, tenantId, subscriptionId), changed: true };
+    return readOne(tx, tenantId, subscriptionId);
+  });
+}
+
+/** Disables subscriptions of a tenant, each for its reason. Returns those that were not disabled, nor deleted, before. */
+export async function disableSubscriptions(
+  db: Database,
+  tenantId: TenantId,
+  reasons: ReadonlyMap<SubscriptionId, string>,
+): Promise<SubscriptionId[]> {
+  const ids = sql.array([...reasons.keys()].map(uuidOf), 'uuid');
+  const texts = sql.array([...reasons.values()], 'text');
+  return db.inTenant(tenantId, async (tx) => {
+    await changeConfig(tx, tenantId);
+    const disabled = await tx.anyFirst(sql.type(z.object({ id: z.string() }))`
+      UPDATE subscriptions s SET state = 'disabled', disabled_reason = r.reason, is_probed = true,
+        version = version + 1, updated_at = now()
+      FROM unnest(${ids}, ${texts}) AS r (id, reason)
+      WHERE s.tenant_id = ${tenantId} AND s.id = r.id AND s.state <> 'disabled' AND s.deleted_at IS NULL
+      RETURNING s.id`);
+    return disabled.map((id) => idFromUuid('sub', id) as SubscriptionId);
   });
 }
 

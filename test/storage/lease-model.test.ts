@@ -281,7 +281,7 @@ async function record(world: World, n: number, m: number): Promise<void> {
     record: recordFor(delivery, m + i),
   }));
   const told = await writeRecords(
-    db.engine,
+    db.records,
     records.map((r) => r.record),
     true,
   );
