@@ -58,6 +58,9 @@ export const MAX_CLAIM = 100;
 /** Where a claim of a queue ended: its last delivery in the order of claims. */
 export type ClaimPosition = Pick<ClaimedDelivery, 'dueAtMs' | 'idBytes'>;
 
+/** What the index deliveries_due asks of a statement that is to use it, and every row meets: migrations/0005. */
+export const IN_DUE = "run_at > '-infinity'";
+
 /** What is claimed of a queue. */
 export type Wanted = QueueKey & {
   readonly room: number;
@@ -99,7 +102,7 @@ export async function claim(
         CROSS JOIN LATERAL (
           SELECT d.tenant_id, d.id, d.subscription_id, d.attempt_count, d.retry_base, d.round_at, d.run_at
           FROM deliveries d
-          WHERE d.tenant_id = q.tenant_id AND d.subscription_id = q.subscription_id AND d.run_at <= now()
+          WHERE d.tenant_id = q.tenant_id AND d.subscription_id = q.subscription_id AND d.run_at <= now() AND d.${IN_DUE}
             AND (d.run_at, d.id) > (timestamptz 'epoch' + q.after_us * interval '1 us', q.after_id)
           ORDER BY d.run_at, d.id LIMIT q.room FOR UPDATE SKIP LOCKED) p LIMIT ${MAX_CLAIM}),
       leased AS (
@@ -267,7 +270,7 @@ export async function claimLeftovers(
     name: 'claim-leftovers',
     text: `WITH front AS MATERIALIZED (
         SELECT id, order_key FROM deliveries
-        WHERE tenant_id = $1 AND subscription_id = $2 AND run_at <= now()
+        WHERE tenant_id = $1 AND subscription_id = $2 AND run_at <= now() AND ${IN_DUE}
         ORDER BY run_at, id LIMIT ${MAX_LEFTOVERS_SEEN}),
       picked AS MATERIALIZED (
         SELECT d.id, d.run_at FROM deliveries d JOIN (SELECT id FROM front WHERE order_key IS NULL LIMIT $3) f

@@ -295,6 +295,7 @@ export async function cancelDeliveries(
         DELETE FROM deliveries WHERE tenant_id = ${tenantId} AND id IN (
           SELECT id FROM deliveries
           WHERE tenant_id = ${tenantId} AND subscription_id = ${uuidOf(subscriptionId)} AND run_at < 'infinity'
+            AND run_at > '-infinity' -- as the index deliveries_due asks
           ORDER BY run_at LIMIT ${MAX_CANCEL} FOR UPDATE SKIP LOCKED)
         RETURNING tenant_id, id, subscription_id, attempt_count)
       INSERT INTO closed_deliveries (tenant_id, id, subscription_id, state, attempt_count)

@@ -1,6 +1,6 @@
 // The walk over all queues: what finds the work that no hint told of. Runs as dispatch_engine.
 import { idFromUuid, type SubscriptionId, type TenantId } from '../domain/ids.ts';
-import type { QueueKey } from './claims.ts';
+import { IN_DUE, type QueueKey } from './claims.ts';
 import type { Statements } from './hot-pool.ts';
 import { hashLeaf } from './partitions.ts';
 
@@ -74,11 +74,11 @@ function textFor(leafCount: number): string {
       CASE $1::int4 WHEN ${leaf} THEN $3::uuid ELSE '${START.subscriptionUuid}'::uuid END`;
     return `walk_${leaf} AS (
       (SELECT tenant_id, subscription_id, run_at FROM ${table}
-        WHERE (tenant_id, subscription_id) > (${from}) ORDER BY tenant_id, subscription_id, run_at LIMIT 1)
+        WHERE (tenant_id, subscription_id) > (${from}) AND ${IN_DUE} ORDER BY tenant_id, subscription_id, run_at LIMIT 1)
       UNION ALL
       SELECT n.* FROM walk_${leaf} w CROSS JOIN LATERAL (
         SELECT d.tenant_id, d.subscription_id, d.run_at FROM ${table} d
-        WHERE (d.tenant_id, d.subscription_id) > (w.tenant_id, w.subscription_id)
+        WHERE (d.tenant_id, d.subscription_id) > (w.tenant_id, w.subscription_id) AND d.${IN_DUE}
         ORDER BY d.tenant_id, d.subscription_id, d.run_at LIMIT 1) n)`;
   });
   // Leaves before the position cost nothing, and those after it only what is asked for: a CTE is walked as far as it is read.
