@@ -288,11 +288,15 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
     const total = Math.min(MAX_CLAIM, deps.totalRoom());
     if (total <= 0) return [];
     const found: Planned[] = [];
+    const seen = new Set<string>();
     const looks = Math.min(MAX_LOOKS, due.count());
     let expected = 0;
     for (let look = 0; look < looks && found.length < MAX_QUEUES && expected < total; look++) {
       const queue = due.next();
       if (queue === undefined) break;
+      // The turn of a tenant with few queues comes round before that of another's last: a claim takes each queue once.
+      if (seen.has(keyOf(queue))) continue;
+      seen.add(keyOf(queue));
       const plan = await deps.planOf(queue);
       if (plan.cap === 0) {
         due.delete(queue);

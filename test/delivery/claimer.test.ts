@@ -15,6 +15,8 @@ function setup(stored: number[], room: number) {
   const claims: { readonly after: number | undefined; readonly brought: number[] }[] = [];
   const accepted: number[] = [];
   const heads: QueueHead[] = [];
+  /** The queues of each claim. */
+  const wanted: string[][] = [];
   let onAccepted = (): void => {};
   const take = ({ after, room: count }: Wanted): ClaimedDelivery[] => {
     const from = after === undefined ? 0 : stored.findIndex((dueAtMs) => dueAtMs > after.dueAtMs);
@@ -25,7 +27,10 @@ function setup(stored: number[], room: number) {
   const nothing = { deliveries: [], withoutEvent: [], lines: [], reached: '', dueInMs: undefined };
   const deps: ClaimerDeps = {
     walk: async () => ({ heads, next: undefined }),
-    claim: async ([wanted]) => ({ deliveries: take(wanted!), withoutEvent: [] }),
+    claim: async (queues) => {
+      wanted.push(queues.map(({ tenantId, subscriptionId }) => `${tenantId}/${subscriptionId}`));
+      return { deliveries: take(queues[0]!), withoutEvent: [] };
+    },
     claimLines: async () => nothing,
     claimLeftovers: async () => nothing,
     room: () => room,
@@ -53,7 +58,7 @@ function setup(stored: number[], room: number) {
         if (isDone()) done();
       };
     });
-  return { claimer, stored, claims, accepted, heads, until };
+  return { claimer, stored, claims, accepted, heads, wanted, until };
 }
 
 test('a claim goes on where the last one ended, and the one after a short one looks back', async () => {
@@ -113,4 +118,17 @@ test('what turns up in front of where the claims have come is claimed, too', asy
   claimer.poke([queue]);
   await done;
   expect(accepted).toEqual([10, 20, 30, 40, 50, 5]);
+});
+
+test('a claim asks for each queue once, however unevenly they are spread over tenants', async () => {
+  const { claimer, wanted, until } = setup([], 100);
+  const many = Array.from({ length: 7 }, (_, i) => ({
+    ...queue,
+    subscriptionId: `sub_${i}` as SubscriptionId,
+  }));
+  const one = { tenantId: 'b' as TenantId, subscriptionId: 'sub_b' as SubscriptionId };
+  const isDone = until(() => new Set(wanted.flat()).size === 8);
+  claimer.poke([...many, one]);
+  await isDone;
+  for (const keys of wanted) expect(new Set(keys).size).toBe(keys.length);
 });
