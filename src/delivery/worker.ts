@@ -159,8 +159,8 @@ export function createWorker(deps: WorkerDeps) {
     try {
       const config = deps.configs.peek(queue.tenantId) ?? (await deps.configs.get(queue.tenantId));
       const target = config?.targets.get(queue.subscriptionId);
-      if (config?.state !== 'active' || target?.state !== 'active') return CLOSED;
-      if (gone.has(queue.subscriptionId)) return CLOSED;
+      const isActive = config?.state === 'active' && target?.state === 'active';
+      if (!isActive || gone.has(queue.subscriptionId)) return CLOSED;
       const cap = await deps.gates.claimable(config, target);
       return { cap, perLine: perLineOf(target, cap) };
     } catch (error) {

@@ -78,13 +78,14 @@ export const compareClaims = (a: ClaimPosition, b: ClaimPosition): number =>
 const FRONT: ClaimPosition = { dueAtMs: 0, idBytes: Buffer.alloc(16) };
 
 /**
- * Leases up to `room` (at most MAX_CLAIM in all) due deliveries of each queue (each is there once) for `leaseMs`, oldest due first, and reads
- * their events. Rows that another worker is claiming are passed over. What was picked is locked and there, so nothing is
- * inserted: this is an update whose rows are found by their key whatever the planner believes. A planner that knows a queue
- * as empty reads all of its index instead, which took 0.4 s where an old snapshot kept what was delivered (ADR 0021).
+ * Leases up to `room` (at most MAX_CLAIM in all) due deliveries of each queue for `leaseMs`, oldest due first, and reads
+ * their events. No queue may be there twice. Rows that another worker is claiming are passed over. `lease` is 16 fresh random
+ * bytes; `nowMs` is this process's monotonic clock from before the call, so that the local end of the lease is never later
+ * than the database's.
  *
- * `lease` is 16 fresh random bytes; `nowMs` is this
- * process's monotonic clock from before the call, so that the local end of the lease is never later than the database's.
+ * What was picked is locked and there, so nothing is inserted: this is an update whose rows are found by their key whatever
+ * the planner believes. One that knows a queue as empty reads all of its index instead, which took 0.4 s where an old
+ * snapshot kept what was delivered (ADR 0021).
  */
 export async function claim(
   pool: Statements,

@@ -90,14 +90,18 @@ export async function openDatabase(
         await set(tx, { ...(isPooled ? { ...TENANT, ...POOLED } : {}), 'app.tenant_id': tenantId });
         const result = await work(tx);
         if (changes.length > 0) {
-          const entries = changes.map(
-            ({ actor, action, resource, address, detail }) =>
-              sql.fragment`(${tenantId}, ${uuidOf(ids.next('aud'))}::uuid, ${actor}, ${action}, ${resource}, ${address},
-                ${sql.jsonb(detail)})`,
-          );
+          const entries = changes.map(({ actor, action, resource, address, detail }) => [
+            uuidOf(ids.next('aud')),
+            actor,
+            action,
+            resource,
+            address,
+            JSON.stringify(detail),
+          ]);
+          const columns = sql.unnest(entries, ['uuid', 'text', 'text', 'text', 'text', 'jsonb']);
           await tx.query(sql.typeAlias('void')`
             INSERT INTO audit_log (tenant_id, id, actor, action, resource, address, detail)
-            VALUES ${sql.join(entries, sql.fragment`, `)}`);
+            SELECT ${tenantId}, e.* FROM ${columns} AS e`);
         }
         return result;
       }),

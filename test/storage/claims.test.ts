@@ -254,9 +254,6 @@ const ATTEMPT = {
 const FAILURE = { errorClass: 'http_status', message: 'the endpoint answered 500' } as const;
 
 describe('records', () => {
-  const attempt = ATTEMPT;
-  const failure = FAILURE;
-
   async function claimOne() {
     const s = newSubscription();
     await store([event(a, [s])]);
@@ -267,14 +264,14 @@ describe('records', () => {
 
   function allKinds(fence: Awaited<ReturnType<typeof claimOne>>): DeliveryRecord[] {
     return [
-      { ...fence, kind: 'succeeded', attempt },
-      { ...fence, kind: 'retry', attempt, failure, delayMs: 1000 },
+      { ...fence, kind: 'succeeded', attempt: ATTEMPT },
+      { ...fence, kind: 'retry', attempt: ATTEMPT, failure: FAILURE, delayMs: 1000 },
       {
         ...fence,
         kind: 'dead',
         reason: 'attempts_exhausted',
-        attempt,
-        failure,
+        attempt: ATTEMPT,
+        failure: FAILURE,
         eventType: 'order.created',
         attemptCount: 1,
         stopsLine: false,
