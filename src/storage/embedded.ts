@@ -39,7 +39,8 @@ export type Place = {
 
 /**
  * Starts the server in `dataDir/postgres`, making it first if it is not there. If a server already runs on that
- * data (its process was killed and left it behind), that one is used. Errors are one line that says what to do.
+ * data (its process was killed and left it behind), that one is used. One that is killed is started again. Errors are one
+ * line that says what to do.
  */
 export async function startEmbedded(options: EmbeddedOptions): Promise<EmbeddedPostgres> {
   const place = await findPlace(options.dataDir);
@@ -49,12 +50,41 @@ export async function startEmbedded(options: EmbeddedOptions): Promise<EmbeddedP
   const running = await runningServer(data);
   const port = running?.port ?? (await choosePort(place.home));
   const url = `postgres://dispatch:${password}@127.0.0.1:${port}/dispatch`;
-  const postmaster = await start(place, data, port, password, running?.pid, options.settings ?? []);
+  const startFrom = (pid: number | undefined) =>
+    start(place, data, port, password, pid, options.settings ?? []);
+  const kept = keepRunning(await startFrom(running?.pid), () => startFrom(undefined));
   return {
     url,
     started: running === undefined,
     async [Symbol.asyncDispose]() {
-      await stop(postmaster, data);
+      await stop(await kept.release(), data);
+    },
+  };
+}
+
+/** How often the server is looked after. */
+const LOOK_MS = 1_000;
+
+/** Starts the server again when it is gone, until it is released, which returns its pid. What it committed is there. */
+function keepRunning(
+  first: number,
+  restart: () => Promise<number>,
+): { readonly release: () => Promise<number> } {
+  let pid = first;
+  let restarting: Promise<void> | undefined;
+  const timer = setInterval(() => {
+    if (restarting !== undefined || isAlive(pid)) return;
+    restarting = Promise.allSettled([restart()]).then(([restarted]) => {
+      if (restarted.status === 'fulfilled') pid = restarted.value; // else the next look tries; server.log says why
+      restarting = undefined;
+    });
+  }, LOOK_MS);
+  timer.unref();
+  return {
+    async release() {
+      clearInterval(timer);
+      await restarting;
+      return pid;
     },
   };
 }

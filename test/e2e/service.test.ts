@@ -11,7 +11,7 @@ import pg from 'pg';
 import { describe, expect, test } from 'vitest';
 import { RetryListSchema } from '../../gen/dispatch/v1/subscription_service_pb.ts';
 import { lockDataDir } from '../../src/storage/data-dir-lock.ts';
-import { removeEmbedded, startEmbedded } from '../../src/storage/embedded.ts';
+import { findPlace, removeEmbedded, startEmbedded } from '../../src/storage/embedded.ts';
 import { migrate } from '../../src/storage/migrate.ts';
 import { cloneDatabase } from '../support/database.ts';
 import { eventually } from '../support/eventually.ts';
@@ -141,6 +141,27 @@ describe('the embedded database', () => {
     const { tenant } = await clientsOf(dispatch.httpPort, key).tenants.getTenant({ tenantId: 'acme' });
     expect(tenant!.tenantId).toBe('acme');
     await dispatch.kill('SIGTERM');
+    await removeEmbedded(dataDir);
+  });
+
+  test('is there again when it was killed, with all that was committed', async () => {
+    const dataDir = await mkdtemp(join(tmpdir(), 'dispatch-crash-'));
+    const dispatch = await spawnDispatch({ DISPATCH_DATA_DIR: dataDir });
+    const key = await readFile(join(dataDir, 'admin-key'), 'utf8');
+    const { tenants } = clientsOf(dispatch.httpPort, key);
+    await tenants.createTenant({ tenant: { tenantId: 'acme' } });
+    const { home } = await findPlace(dataDir);
+    const postmaster = async () =>
+      Number((await readFile(join(home, 'data', 'postmaster.pid'), 'utf8')).split('\n')[0]);
+    const killed = await postmaster();
+    process.kill(killed, 'SIGKILL');
+    let tries = 0;
+    await eventually(() => tenants.createTenant({ tenant: { tenantId: `after-${tries++}` } }), 60_000);
+    expect((await tenants.getTenant({ tenantId: 'acme' })).tenant!.tenantId).toBe('acme');
+    const restarted = await postmaster();
+    expect(restarted).not.toBe(killed);
+    await dispatch.kill('SIGTERM');
+    expect(() => process.kill(restarted, 0)).toThrow('ESRCH');
     await removeEmbedded(dataDir);
   });
 
