@@ -28,7 +28,8 @@ const files = readdirSync(SRC, { recursive: true, encoding: 'utf8' })
 
 function importsOf(file: string): string[] {
   const text = readFileSync(file, 'utf8');
-  return [...text.matchAll(/^(?:import|export)\b[^'"]*?from\s+'([^']+)'/gms)].map((match) => match[1]!);
+  const statements = /^(?:import|export)\b[^'"]*?from\s+'([^']+)'|\bimport\('([^']+)'\)/gms;
+  return [...text.matchAll(statements)].map((match) => (match[1] ?? match[2])!);
 }
 
 /** Why an import is not allowed, or undefined. */

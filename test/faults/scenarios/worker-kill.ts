@@ -13,7 +13,7 @@ import { adminOf, subscribe, type World } from '../world.ts';
 
 const WORKERS = 3;
 const PER_SECOND = 600;
-/** Events between two kills. Each new process takes a second of a core to start. */
+/** Events between two kills, at least. Each new process takes a second of a core to start. */
 const PER_KILL = 1_000;
 const LEASE_S = 10;
 const TENANTS = ['t0', 't1', 't2', 't3'];
@@ -22,7 +22,7 @@ export const workerKill: Scenario = {
   name: 'worker-kill',
   about: `200 × SIGKILL of a worker under 200,000 deliveries at ${PER_SECOND}/s`,
   promises: ['P2', 'P3'],
-  seconds: 360,
+  seconds: 420,
   isTimed: true,
   async run(world) {
     const { url, owner } = await world.database();
@@ -39,25 +39,26 @@ export const workerKill: Scenario = {
       tenantIds: TENANTS,
       clients: () => [admin],
       perSecond: PER_SECOND,
-      count: kills * PER_KILL,
     });
-    const starting: Promise<unknown>[] = [];
+    const acked = async (count: number) => {
+      while (producer.ackedCount() < count) await wait(5);
+    };
     const inFlight = new Set<string>();
-    for (let kill = 1; kill <= kills; kill++) {
-      const dueAt = kill * PER_KILL * 0.95;
-      while (producer.ackedCount() < dueAt) await wait(5);
-      await caughtUp(world);
+    for (let kill = 1, startedAt = 0; kill <= kills; kill++) {
+      await acked(startedAt + PER_KILL * 0.9);
+      startedAt = producer.ackedCount();
+      await caughtUp(world, owner);
       const victim = [...workers][world.between(0, workers.size - 1)]!;
       workers.delete(victim);
       await killFromOutside(victim, world.between(20, 120));
       world.timeline.fault(`kill ${kill}`);
-      starting.push(start().then((worker) => workers.add(worker)));
+      const starting = start();
       await wait(SETTLED_MS);
       for (const claimed of await leftBehind(owner)) inFlight.add(claimed);
-      while (workers.size === 0) await wait(20);
+      workers.add(await starting);
     }
-    await Promise.all(starting);
-    await producer.done;
+    await acked(kills * PER_KILL);
+    await producer.stop();
     const verdict = await world.judge(url);
     return {
       verdict,
@@ -83,27 +84,36 @@ async function killFromOutside(victim: DispatchProcess, afterMs: number): Promis
 
 /** Deliveries that may be on their way in the steady state, those of workers that were killed before included. */
 const ON_THEIR_WAY = 200;
+/** And those that a worker that lives has claimed: what comes in 33 ms. */
+const IN_FLIGHT = 20;
 
 /**
- * Waits until the workers keep up with the load again. A worker that works off a backlog has as much in flight as it can
- * have: what a kill costs then says how slow the machine was just before.
+ * Waits until the workers keep up with the load again. A worker that works off a backlog, or is not compiled yet, has as
+ * much in flight as it can have: what a kill costs then says how slow the machine was just before.
  */
-async function caughtUp({ ledger }: World): Promise<void> {
-  await eventually(() => {
+async function caughtUp({ ledger }: World, owner: pg.Client): Promise<void> {
+  await eventually(async () => {
     const left = ledger.acked.size - ledger.arrivals.length;
     if (left > ON_THEIR_WAY) throw new Error(`${left} deliveries behind`);
+    const { rows } = await owner.query<{ young: number }>(
+      `SELECT count(*)::int AS young FROM deliveries
+       WHERE lease IS NOT NULL AND run_at > now() + make_interval(secs => $1)`,
+      [YOUNGEST_S],
+    );
+    if (rows[0]!.young > IN_FLIGHT) throw new Error(`${rows[0]!.young} deliveries are claimed`);
   }, 60_000);
 }
 
 /** Under this load a worker that lives has finished by then what it had claimed when another was killed. */
 const SETTLED_MS = 250;
+const YOUNGEST_S = LEASE_S - SETTLED_MS / 1000;
 
 /** Claims that are older than that: those of dead workers, by delivery and lease. */
 async function leftBehind(owner: pg.Client): Promise<string[]> {
   const { rows } = await owner.query<{ claimed: string }>(
     `SELECT id || '/' || lease AS claimed FROM deliveries
      WHERE lease IS NOT NULL AND run_at <= now() + make_interval(secs => $1)`,
-    [LEASE_S - SETTLED_MS / 1000],
+    [YOUNGEST_S],
   );
   return rows.map((row) => row.claimed);
 }
