@@ -55,7 +55,7 @@ export async function startGrpcServer(
   address: ServerAddress,
 ): Promise<RpcServer> {
   const server = new Server({
-    interceptors: [callersFault],
+    interceptors: [adjust],
     'grpc.max_receive_message_length': MAX_REQUEST_BYTES,
     'grpc.max_concurrent_streams': MAX_STREAMS,
     'grpc.max_metadata_size': 16 * 1024,
@@ -100,16 +100,29 @@ export async function startGrpcServer(
 const CALLERS_FAULT =
   /^(?:Failed to decompress message|Invalid grpc-timeout value|Error deserializing request)/;
 
+const nothing = () => {};
+
 /**
- * Statuses that grpc-js sends by itself pass through the call it hands to the first interceptor. That call is handed on as
- * it is: one more around it would be made for every call, and do nothing.
+ * The call that grpc-js hands to the first interceptor, changed and handed on: statuses that it sends by itself pass through
+ * it, and one more call around it would be made for every call.
  */
-const callersFault: ServerInterceptor = (_method, call) => {
-  const send = call.sendStatus.bind(call);
+const adjust: ServerInterceptor = ({ responseStream }, call) => {
+  // The address without the port, read once already: each property of an HTTP/2 session's socket goes through a proxy.
+  const { remoteAddress = 'unknown' } = call.getConnectionInfo();
+  call.getPeer = () => remoteAddress;
+  const sendStatus = call.sendStatus.bind(call);
   call.sendStatus = (answer) => {
     const theirs = answer.code === status.INTERNAL && CALLERS_FAULT.test(String(answer.details));
-    send(theirs ? { ...answer, code: status.INVALID_ARGUMENT } : answer);
+    sendStatus(theirs ? { ...answer, code: status.INVALID_ARGUMENT } : answer);
   };
+  if (!responseStream) {
+    // The status is not held back until the only message was written: both leave in one write to the socket, not in two.
+    const sendMessage = call.sendMessage.bind(call);
+    call.sendMessage = (message, sent) => {
+      sendMessage(message, nothing);
+      sent();
+    };
+  }
   return call as ServerInterceptingCall;
 };
 
@@ -186,15 +199,9 @@ function transportCall(
   const value = call.metadata.get('authorization')[0];
   return {
     authorization: value === undefined ? undefined : String(value),
-    address: addressOf(call.getPeer()),
+    address: call.getPeer(),
     isLive: () => !call.cancelled,
   };
-}
-
-/** The address of `address:port`, in which grpc-js leaves IPv6 without brackets. */
-function addressOf(peer: string): string {
-  const colon = peer.lastIndexOf(':');
-  return colon < 0 ? peer : peer.slice(0, colon);
 }
 
 function statusOf(error: DispatchError): Partial<StatusObject> {

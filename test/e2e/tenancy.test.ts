@@ -1,4 +1,5 @@
 // Every tenant-scoped RPC × own tenant, another tenant, no tenant, no key, a revoked key. And platform calls.
+import { randomBytes } from 'node:crypto';
 import type { DescMethod } from '@bufbuild/protobuf';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { DeadLetterService } from '../../gen/dispatch/v1/dead_letter_service_pb.ts';
@@ -6,6 +7,8 @@ import { EventService } from '../../gen/dispatch/v1/event_service_pb.ts';
 import { PublishService } from '../../gen/dispatch/v1/publish_service_pb.ts';
 import { SubscriptionService } from '../../gen/dispatch/v1/subscription_service_pb.ts';
 import { TenantService } from '../../gen/dispatch/v1/tenant_service_pb.ts';
+import { formatApiKey } from '../../src/domain/api-key.ts';
+import type { KeyId } from '../../src/domain/ids.ts';
 import { accessOf } from '../../src/rpc/access.ts';
 import { connectGrpcClient, type GrpcCaller, grpcCaller } from '../support/clients.ts';
 import { eventually } from '../support/eventually.ts';
@@ -268,6 +271,25 @@ describe('keys', () => {
     for (const method of OPERATORS) {
       expect([method.name, (await ask(own, method, { tenantId: 'own' })).code]).toEqual([method.name, 7]);
     }
+  });
+
+  test('another secret is refused while the key with its id is in use, and the admin key but for a character', async () => {
+    const { key, apiKey } = await admin.tenants.createApiKey({ tenantId: 'own' });
+    const codeOf = async (token: string, tenantId?: string) => {
+      const caller = grpcCaller(dispatch.grpcPort, token);
+      const { code } = await ask(caller, EventService.method.listEvents, { tenantId });
+      caller.close();
+      return code;
+    };
+    const forged = formatApiKey(apiKey!.keyId as KeyId, randomBytes(32));
+    expect(forged.length).toBe(key.length);
+    expect([await codeOf(forged), await codeOf(key), await codeOf(forged), await codeOf(key)]).toEqual([
+      16, 0, 16, 0,
+    ]);
+    const last = ADMIN_KEY.at(-1) === 'x' ? 'y' : 'x';
+    expect(await codeOf(ADMIN_KEY.slice(0, -1) + last, 'own')).toBe(16);
+    expect(await codeOf(`${ADMIN_KEY}x`, 'own')).toBe(16);
+    expect(await codeOf(ADMIN_KEY, 'own')).toBe(0);
   });
 
   test('a revoked or expired key stops working, everywhere, within 5 s', async () => {
