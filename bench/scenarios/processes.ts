@@ -1,5 +1,6 @@
 // More processes where one Node core is what limits: a backlog of bodies of 16 KiB that are signed by HMAC and by each of
-// four ed25519 keys (a subscription with three rotations under way), by `--processes` 1 and 2. CPU figures say what was busy.
+// five ed25519 keys (a subscription with four rotations under way, the most there can be), by `--processes` 1 and 2. CPU
+// figures say what was busy.
 import { randomBytes } from 'node:crypto';
 import pg from 'pg';
 import { SignatureScheme, SubscriptionService } from '../../gen/dispatch/v1/subscription_service_pb.ts';
@@ -17,7 +18,7 @@ import {
 import { makeTenants } from '../support/setup.ts';
 import type { Scenario } from './scenario.ts';
 
-const ROTATIONS = 3;
+const ROTATIONS = 4;
 const PER_TENANT = 160;
 const WARM_UP = 5_000;
 const BODY = randomBytes(16 * 1024);
@@ -26,7 +27,7 @@ const pause = (ms: number) => new Promise((done) => setTimeout(done, ms));
 export const processes: Scenario = {
   name: 'processes',
   about:
-    'deliveries per second with an HMAC and four ed25519 signatures each, by 1 and 2 processes, and the cores in use',
+    'deliveries per second with an HMAC and five ed25519 signatures each, by 1 and 2 processes, and the cores in use',
   async start({ serverUrl, seconds }) {
     await using stack = new AsyncDisposableStack();
     const sink = stack.use(await startChild('../support/sink.ts', []));
