@@ -141,15 +141,14 @@ export async function startConnectServer(
         // From now on each HTTP/1.1 response closes its connection, and says so.
         isClosing = true;
         for (const response of responses) response.shouldKeepAlive = false;
-        const lingering = setTimeout(
-          () => {
-            http1.close();
-            http1.closeIdleConnections();
-            http1.keepAliveTimeout = 1;
-            for (const socket of sockets) if (socket.bytesRead === 0) socket.destroy();
-          },
-          Math.min(LINGER_MS, graceMs),
-        );
+        const closeIdle = () => {
+          http1.close();
+          http1.closeIdleConnections();
+          http1.keepAliveTimeout = 1;
+          for (const socket of sockets) if (socket.bytesRead === 0) socket.destroy();
+        };
+        // Once what has come was read: when this process had to wait for a core, a request may lie there for longer than that.
+        const lingering = setTimeout(() => setImmediate(closeIdle), Math.min(LINGER_MS, graceMs));
       }),
   };
 }

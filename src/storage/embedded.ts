@@ -27,6 +27,8 @@ export type EmbeddedOptions = {
   readonly dataDir: string;
   /** Extra `name=value` settings; durability cannot be set here. */
   readonly settings?: readonly string[];
+  /** Whether one that is killed is started again; it is when left out. */
+  readonly isKept?: boolean;
 };
 
 /** Where a server is, and whose its files are. */
@@ -39,8 +41,7 @@ export type Place = {
 
 /**
  * Starts the server in `dataDir/postgres`, making it first if it is not there. If a server already runs on that
- * data (its process was killed and left it behind), that one is used. One that is killed is started again. Errors are one
- * line that says what to do.
+ * data (its process was killed and left it behind), that one is used. Errors are one line that says what to do.
  */
 export async function startEmbedded(options: EmbeddedOptions): Promise<EmbeddedPostgres> {
   const place = await findPlace(options.dataDir);
@@ -52,12 +53,13 @@ export async function startEmbedded(options: EmbeddedOptions): Promise<EmbeddedP
   const url = `postgres://dispatch:${password}@127.0.0.1:${port}/dispatch`;
   const startFrom = (pid: number | undefined) =>
     start(place, data, port, password, pid, options.settings ?? []);
-  const kept = keepRunning(await startFrom(running?.pid), () => startFrom(undefined));
+  const pid = await startFrom(running?.pid);
+  const kept = options.isKept === false ? undefined : keepRunning(pid, () => startFrom(undefined));
   return {
     url,
     started: running === undefined,
     async [Symbol.asyncDispose]() {
-      await stop(await kept.release(), data);
+      await stop((await kept?.release()) ?? pid, data);
     },
   };
 }

@@ -64,7 +64,7 @@ export async function migrateServer(server: PostgresServer): Promise<void> {
 }
 
 async function launch(dataDir: string, settings: readonly string[]): Promise<PostgresServer> {
-  const first = await startEmbedded({ dataDir, settings });
+  const first = await startEmbedded({ dataDir, settings, isKept: false });
   const { home, user } = await findPlace(dataDir);
   const data = join(home, 'data');
   const { url } = first;
@@ -99,7 +99,7 @@ async function launch(dataDir: string, settings: readonly string[]): Promise<Pos
     },
     async start() {
       // One that is ending just now is in the way of the next.
-      const again = await eventually(() => startEmbedded({ dataDir, settings }), 60_000);
+      const again = await eventually(() => startEmbedded({ dataDir, settings, isKept: false }), 60_000);
       if (again.url !== url) throw new Error(`it answers at ${again.url}, not at its old port`);
       await know();
     },
