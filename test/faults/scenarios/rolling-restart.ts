@@ -15,6 +15,9 @@ const TENANTS = Array.from({ length: 10 }, (_, i) => `t${i}`);
 /** Of every two, one of each role may be away. */
 const PAIRS = 2;
 
+/** What fails or is sent twice because a busy machine answered too late says nothing about restarts. */
+const PATIENCE_S = 30n;
+
 type Place = { readonly roles: string; readonly settings: Record<string, string>; process: DispatchProcess };
 
 export const rollingRestart: Scenario = {
@@ -37,7 +40,9 @@ export const rollingRestart: Scenario = {
     const clients = apis.map(({ process }) => adminOf(process));
     for (const [i, tenantId] of TENANTS.entries()) {
       // Made by one API and used by the other at once: what an API knows of a tenant is never stale.
-      await subscribe(clients[i % PAIRS]!, tenantId, endpoint.url);
+      await subscribe(clients[i % PAIRS]!, tenantId, endpoint.url, {
+        attemptTimeout: { seconds: PATIENCE_S },
+      });
     }
     const grpc = world.use(
       retryingClient(
@@ -45,7 +50,8 @@ export const rollingRestart: Scenario = {
         ADMIN_KEY,
       ),
     );
-    const half = { tenantIds: TENANTS, perSecond: PER_SECOND / 2, batch: 10 };
+    const timeoutMs = Number(PATIENCE_S) * 1000;
+    const half = { tenantIds: TENANTS, perSecond: PER_SECOND / 2, batch: 10, timeoutMs };
     const byGrpc = startProducer(world, { ...half, clients: () => [grpc] });
     const byConnect = startProducer(world, { ...half, clients: () => [...clients].reverse() });
     const codes: (number | null)[] = [];
