@@ -4,8 +4,6 @@ import type { AddressInfo } from 'node:net';
 import { type Arrival, arrivalOf } from '../support/ledger.ts';
 import type { World } from './world.ts';
 
-const BACKLOG = 4_096;
-
 /** A request, before it is answered. */
 export type Request = Arrival & { readonly attempt: number; readonly path: string };
 
@@ -48,9 +46,7 @@ export async function startEndpoint(world: World, listenOn = 0): Promise<Endpoin
       response.writeHead(status, headers).end();
     });
   });
-  // Where the machine is busy more connections than Node's 511 wait to be accepted. The kernel drops what does not fit, and
-  // they come seconds later: what is measured then is this endpoint.
-  await new Promise<void>((done) => server.listen(listenOn, '127.0.0.1', BACKLOG, done));
+  await new Promise<void>((done) => server.listen(listenOn, '127.0.0.1', done));
   const { port } = server.address() as AddressInfo;
   const endpoint: Endpoint = {
     url: `http://127.0.0.1:${port}/hook`,
