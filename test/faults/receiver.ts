@@ -1,6 +1,6 @@
 // The endpoint of fault runs: keeps of each request what the ledger needs, and answers as the scenario says.
 import { createServer, type IncomingMessage } from 'node:http';
-import type { AddressInfo } from 'node:net';
+import { type AddressInfo, createServer as createTcpServer, type Server } from 'node:net';
 import { type Arrival, arrivalOf } from '../support/ledger.ts';
 import type { World } from './world.ts';
 
@@ -46,8 +46,12 @@ export async function startEndpoint(world: World, listenOn = 0): Promise<Endpoin
       response.writeHead(status, headers).end();
     });
   });
-  await new Promise<void>((done) => server.listen(listenOn, '127.0.0.1', done));
+  await listen(server, listenOn);
   const { port } = server.address() as AddressInfo;
+  const doors = Array.from({ length: DOORS - 1 }, () =>
+    createTcpServer((socket) => void server.emit('connection', socket)),
+  );
+  await Promise.all(doors.map((door) => listen(door, port)));
   const endpoint: Endpoint = {
     url: `http://127.0.0.1:${port}/hook`,
     port,
@@ -55,8 +59,17 @@ export async function startEndpoint(world: World, listenOn = 0): Promise<Endpoin
     answered: () => {},
     async [Symbol.asyncDispose]() {
       server.closeAllConnections();
-      await new Promise((done) => server.close(done));
+      await Promise.all([server, ...doors].map((door) => new Promise((done) => door.close(done))));
     },
   };
   return world.use(endpoint);
 }
+
+/**
+ * Node accepts one connection in a turn of the event loop. A process that opens 200 at once would wait for seconds for this
+ * one, which has its turns of 20 ms when the machine is busy: that many sockets listen at the port.
+ */
+const DOORS = 16;
+
+const listen = (server: Server, port: number) =>
+  new Promise<void>((done) => server.listen({ port, host: '127.0.0.1', reusePort: true }, done));
