@@ -82,7 +82,7 @@ export const redis: Scenario = {
     const atMs = (await attemptsAtMs(url, limited)).filter((at) => at <= stoppedAtMs);
     const calm = quantile(latencies.get('calm')!, 0.99);
     const suffered = faults.flatMap(({ name }) => latencies.get(name)!);
-    const changes = [...run.changes, ...watch.blipsAtMs.map(momentOf)];
+    const changes = [...run.changes, ...watch.blipsAtMs];
     return {
       verdict,
       figures: [
@@ -99,15 +99,13 @@ export const redis: Scenario = {
   },
 };
 
-const momentOf = (atMs: number): Span => ({ fromMs: atMs, toMs: atMs });
-
 const sumOf = (counts: Iterable<number>) => [...counts].reduce((sum, n) => sum + n, 0);
 
 type Run = {
   readonly world: World;
   readonly watch: ReturnType<typeof watchReadiness>;
-  /** When limits changed hands, both ways, from the first process to the last; Unix ms. */
-  readonly changes: Span[];
+  /** When limits changed hands, both ways; Unix ms. */
+  readonly changes: number[];
   /** The longest time that it took to be ready again. */
   backMs: number;
 };
@@ -120,9 +118,7 @@ async function suffer(run: Run, { name, isAway, begin, end }: RedisFault): Promi
   watch.isExpected = true;
   world.timeline.fault(name);
   await begin();
-  const begunAt = Date.now();
-  changes.push(momentOf(begunAt));
-  let backFrom = begunAt;
+  changes.push(Date.now());
   if (isAway) {
     const awayUntil = performance.now() + awayMs;
     await eventually(() => {
@@ -131,7 +127,6 @@ async function suffer(run: Run, { name, isAway, begin, end }: RedisFault): Promi
       }
     }, BACK_WITHIN_MS);
     await wait(Math.max(0, awayUntil - performance.now()));
-    backFrom = Date.now();
     await end();
     world.timeline.fault('back');
   }
@@ -143,8 +138,7 @@ async function suffer(run: Run, { name, isAway, begin, end }: RedisFault): Promi
     if (notReadyAt - endedAt > 2 * BACK_WITHIN_MS) throw new Error(`${name}, back, and never ready again`);
     await wait(10);
   }
-  const backAt = Date.now() - (performance.now() - notReadyAt);
-  if (name !== 'flushed') changes.push({ fromMs: backFrom, toMs: backAt });
+  if (name !== 'flushed') changes.push(Date.now() - (performance.now() - notReadyAt));
   watch.isExpected = false;
   run.backMs = Math.max(run.backMs, notReadyAt - endedAt);
 }
@@ -214,17 +208,14 @@ async function attemptsAtMs(ownerUrl: string, subscriptionId: string): Promise<n
 }
 
 /**
- * How full the fullest window was, as a share of its bound: the rate, and one, as a window has two ends; what a slot may
- * be late and what may be caught up (0.4 s, 4 % of 10 s); and for each time that limits changed hands what was taken ahead
- * and what may be caught up (0.3 s), and half a rate while one of the two processes may be back and the other not.
+ * How full the fullest window was, as a share of its bound: the rate; what a slot may be late and what may be caught up
+ * (0.4 s, 4 % of 10 s); and for each time that limits changed hands what was taken ahead and what may be caught up (0.3 s).
  */
-function rateFigure(atMs: readonly number[], windowMs: number, changes: readonly Span[]): Figure {
+function rateFigure(atMs: readonly number[], windowMs: number, changes: readonly number[]): Figure {
   const boundOf = ({ fromMs, toMs }: Span) => {
     // What was taken ahead right before the window began is used in it.
-    const changed = changes.filter((change) => change.toMs > fromMs - 300 && change.fromMs <= toMs);
-    const apartMs = changed.map((c) => Math.min(c.toMs, toMs) - Math.max(c.fromMs, fromMs));
-    const aloneS = apartMs.reduce((sum, ms) => sum + Math.max(0, ms), 0) / 1000;
-    return LIMIT * (windowMs / 1000 + 0.4 + 0.3 * changed.length + aloneS / 2) + 1;
+    const changed = changes.filter((at) => at > fromMs - 300 && at <= toMs).length;
+    return LIMIT * (windowMs / 1000 + 0.4 + 0.3 * changed);
   };
   const { share } = fullest(atMs, windowMs, boundOf);
   return { name: `fullest ${windowMs / 1000} s ÷ its bound`, value: share, atMost: 1 };
