@@ -104,6 +104,9 @@ export function createAuthenticate(deps: AuthenticationDeps): Authenticate {
     return unauthenticated(message);
   }
 
+  const unknownKey = (address: string) =>
+    refuse({ tenantId: PLATFORM, actor: 'unknown', address, reason: 'unknown_key' });
+
   function assertNotThrottled(address: string): void {
     const known = addresses.get(address);
     if (known === undefined) return;
@@ -118,7 +121,7 @@ export function createAuthenticate(deps: AuthenticationDeps): Authenticate {
     // An unknown id costs a comparison too, so that it takes as long as a wrong key.
     const matches = apiKeyMatches(token, record?.hash ?? DUMMY_HASH);
     if (record === undefined || !matches) {
-      throw refuse({ tenantId: PLATFORM, actor: 'unknown', address, reason: 'unknown_key' });
+      throw unknownKey(address);
     }
     const { tenantId, role } = record;
     if (!record.isLive) throw refuse({ tenantId, actor: keyId, address, reason: 'revoked_or_expired' });
@@ -146,7 +149,7 @@ export function createAuthenticate(deps: AuthenticationDeps): Authenticate {
       const known = remembered.get(keyId);
       if (known !== undefined && known.untilMs > deps.now()) {
         if (known.is(token)) return known.principal;
-        throw refuse({ tenantId: PLATFORM, actor: 'unknown', address, reason: 'unknown_key' });
+        throw unknownKey(address);
       }
     }
     const isAdmin = isAdminKey(token);
@@ -159,7 +162,7 @@ export function createAuthenticate(deps: AuthenticationDeps): Authenticate {
     }
     if (keyId !== undefined) return lookUp(token, keyId, address);
     if (deps.verifyJwt === undefined || !isJwt(token)) {
-      throw refuse({ tenantId: PLATFORM, actor: 'unknown', address, reason: 'unknown_key' });
+      throw unknownKey(address);
     }
     return deps.verifyJwt(token).then(
       (principal) => {
