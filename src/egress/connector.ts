@@ -47,9 +47,10 @@ export function createConnect(guard: AddressGuard, resolve: Resolve): Connect {
       const allowed = addresses.every((address) => guard.allows(address) && guard.allowsPort(address, port));
       if (!allowed) throw blocked();
       const socket = await connectAny(tcp, addresses, port);
-      if (!guard.allows(socket.remoteAddress ?? '')) {
+      const { remoteAddress } = socket;
+      if (remoteAddress === undefined || !guard.allows(remoteAddress)) {
         socket.destroy();
-        throw blocked();
+        throw remoteAddress === undefined ? gone() : blocked();
       }
       const connectedAt = performance.now();
       const made = (opened: Socket, tlsUs: number | undefined): Socket => {
@@ -87,6 +88,9 @@ function withIdentity({ certificatePem, privateKeyPem, caPem }: EndpointTls): bu
 }
 
 const blocked = () => new BlockedAddressError('the endpoint’s address is not allowed');
+
+/** The peer reset the connection as soon as it was made: the kernel has no address for it any more. */
+const gone = () => Object.assign(new Error('the connection was reset at once'), { code: 'ECONNRESET' });
 
 function promised(start: (done: buildConnector.Callback) => void): Promise<Socket> {
   return new Promise((resolve, reject) => {

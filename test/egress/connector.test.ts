@@ -1,0 +1,61 @@
+// What becomes of a connection between the moment it is made and the moment its address is checked.
+import { subscribe, unsubscribe } from 'node:diagnostics_channel';
+import { once } from 'node:events';
+import type { Socket } from 'node:net';
+import { Worker } from 'node:worker_threads';
+import { expect, test } from 'vitest';
+import type { SendResult } from '../../src/domain/delivery.ts';
+import { createConnect } from '../../src/egress/connector.ts';
+import { createAddressGuard } from '../../src/egress/guard.ts';
+import { createResolver } from '../../src/egress/resolver.ts';
+import { createSender } from '../../src/egress/sender.ts';
+
+/** States of a connection that both threads know. */
+const CONNECTED = 1;
+const RESET = 2;
+
+/** Resets each connection once its client has it, and says so. */
+const RESETTING = `
+  const { createServer } = require('node:net');
+  const { parentPort, workerData: state } = require('node:worker_threads');
+  const server = createServer((socket) => {
+    Atomics.wait(state, 0, 0);
+    socket.resetAndDestroy();
+    Atomics.store(state, 0, ${RESET});
+    Atomics.notify(state, 0);
+  });
+  server.listen(0, '127.0.0.1', () => parentPort.postMessage(server.address().port));
+`;
+
+test('a connection that was reset before its address could be checked was reset, not refused', async () => {
+  const state = new Int32Array(new SharedArrayBuffer(4));
+  const server = new Worker(RESETTING, { eval: true, workerData: state });
+  const [port] = (await once(server, 'message')) as [number];
+  let address: string | undefined = 'never connected';
+  const onSocket = (message: unknown) => {
+    const { socket } = message as { readonly socket: Socket };
+    socket.once('connect', () => {
+      Atomics.store(state, 0, CONNECTED);
+      Atomics.notify(state, 0);
+      Atomics.wait(state, 0, CONNECTED);
+      address = socket.remoteAddress;
+    });
+  };
+  subscribe('net.client.socket', onSocket);
+  const connect = createConnect(createAddressGuard(['127.0.0.0/8']), createResolver([]));
+  await using sender = createSender(connect, () => performance.now());
+  const request = {
+    origin: `http://127.0.0.1:${port}`,
+    path: '/',
+    headers: [],
+    body: Buffer.alloc(0),
+    timeoutMs: 5_000,
+    tlsId: '',
+    tls: undefined,
+  };
+  const result = await new Promise<SendResult>((done) => sender.send(request, done));
+  unsubscribe('net.client.socket', onSocket);
+  await server.terminate();
+  expect(address).toBeUndefined(); // the kernel does not know any more whose it was
+  expect(result).toMatchObject({ kind: 'failure', errorClass: 'connect_reset' });
+});
