@@ -55,8 +55,9 @@ type Caller = {
   readonly call: (n: number, caller: number) => Promise<void>;
 };
 
-/** A few connections, as a few callers would have. */
-const connections = () => Promise.all(Array.from({ length: 4 }, () => RawGrpc.connect(port)));
+/** A few connections, as a few callers would have: 64 calls at once on each, of the 100 that a server may take. */
+const connectionCount = Math.max(4, Math.ceil(callers / 64));
+const connections = () => Promise.all(Array.from({ length: connectionCount }, () => RawGrpc.connect(port)));
 
 async function batch(): Promise<Caller> {
   const bodies = Array.from({ length: 32 }, (_, n) => {

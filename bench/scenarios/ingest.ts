@@ -62,15 +62,15 @@ export const ingestStream = ingest({
 });
 export const ingestUnary = ingest({
   name: 'ingest-unary',
-  about: 'Publish over gRPC, 64 at once; floor: a bare grpc-js echo',
+  about: 'Publish over gRPC, 512 at once on 8 connections; floor: a bare grpc-js echo',
   load: 'unary',
   floorServer: 'echo-grpc',
-  callers: 256,
+  callers: 512,
   size: 1,
 });
 export const ingestJson = ingest({
   name: 'ingest-json',
-  about: 'Publish over Connect JSON on HTTP/1.1, 64 at once; floor: a bare connect-node echo',
+  about: 'Publish over Connect JSON on HTTP/1.1, 256 at once; floor: a bare connect-node echo',
   load: 'json',
   floorServer: 'echo-json',
   callers: 256,
