@@ -8,6 +8,7 @@ import { type Database, openDatabase } from '../../src/storage/database.ts';
 import { migrate } from '../../src/storage/migrate.ts';
 import { createWalk, type WalkPosition } from '../../src/storage/walk.ts';
 import { storeBacklog } from '../../test/support/fleet.ts';
+import { truncate } from '../support/setup.ts';
 import type { Scenario } from './scenario.ts';
 
 const LEASE_MS = 3_600_000;
@@ -98,7 +99,7 @@ export const claims: Scenario = {
     return {
       product: async () => {
         const one = async (count: number) => {
-          await owner.query('TRUNCATE deliveries, events');
+          await truncate(owner, 'deliveries, events');
           await storeBacklog({ owner }, tenantId, uuidOf(queue.subscriptionId), count);
           await settle(owner);
           return costOf(owner, db, () => claimOf([queue], ROOM));

@@ -13,6 +13,7 @@ import { uuidOf } from '../../src/domain/ids.ts';
 import { jsonClient } from '../../test/support/clients.ts';
 import { storeBacklog } from '../../test/support/fleet.ts';
 import { ADMIN_KEY, askSink, type Product, startChild, startProduct } from '../support/processes.ts';
+import { truncate } from '../support/setup.ts';
 import type { Scenario } from './scenario.ts';
 
 const QUIET = 200;
@@ -107,7 +108,7 @@ export const fairness: Scenario = {
     const settled = () => new Promise((done) => setTimeout(done, 2_000));
     /** Nothing of the last phase is left to be sent, vacuumed or written. */
     const cleared = async () => {
-      await owner.query('TRUNCATE deliveries, closed_deliveries, dead_letters, attempts, events');
+      await truncate(owner, 'deliveries, closed_deliveries, dead_letters, attempts, events');
       await owner.query('VACUUM ANALYZE');
       await owner.query('CHECKPOINT');
       await settled();

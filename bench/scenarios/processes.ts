@@ -15,7 +15,7 @@ import {
   startProduct,
   startServe,
 } from '../support/processes.ts';
-import { makeTenants } from '../support/setup.ts';
+import { makeTenants, truncate } from '../support/setup.ts';
 import type { Scenario } from './scenario.ts';
 
 const ROTATIONS = 4;
@@ -52,7 +52,7 @@ export const processes: Scenario = {
     }
     const count = async () => Number(await askSink(Number(sink.firstLine), 'count'));
     const measure = async (processCount: number) => {
-      await owner.query('TRUNCATE deliveries, closed_deliveries, attempts, events');
+      await truncate(owner, 'deliveries, closed_deliveries, attempts, events');
       const each = PER_TENANT * Math.ceil(seconds / 2);
       for (const { tenant_id, id } of subscriptions)
         await storeBacklog({ owner }, tenant_id, id, each, 0, BODY);

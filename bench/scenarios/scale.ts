@@ -16,7 +16,7 @@ import {
   startServe,
 } from '../support/processes.ts';
 import { publish } from '../support/run-load.ts';
-import { makeTenants } from '../support/setup.ts';
+import { makeTenants, truncate } from '../support/setup.ts';
 import { WARM_UP_S } from './end-to-end.ts';
 import type { Scenario } from './scenario.ts';
 
@@ -165,7 +165,7 @@ export const backlog: Scenario = {
     );
     const count = async () => Number(await askSink(Number(sink.firstLine), 'count'));
     const fill = async (total: number) => {
-      await owner.query('TRUNCATE deliveries, closed_deliveries, attempts, events');
+      await truncate(owner, 'deliveries, closed_deliveries, attempts, events');
       for (const { tenant_id, id } of all) await storeBacklog({ owner }, tenant_id, id, total / all.length);
       await owner.query('VACUUM ANALYZE');
       await owner.query('CHECKPOINT');
@@ -191,7 +191,7 @@ export const backlog: Scenario = {
       let tookMs = 0;
       for (let n = 0; n < 2 || tookMs < seconds * 1_000; n++) {
         // Those of one time lie beside each other: they become due together once they are all there.
-        await owner.query('TRUNCATE deliveries, closed_deliveries, attempts, events');
+        await truncate(owner, 'deliveries, closed_deliveries, attempts, events');
         for (const { tenant_id, id } of all) {
           await storeBacklog({ owner }, tenant_id, id, BACKLOGS.small / all.length, 3_600);
         }

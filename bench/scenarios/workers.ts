@@ -4,7 +4,7 @@ import pg from 'pg';
 import { storeBacklog } from '../../test/support/fleet.ts';
 import { askSink, startChild, startProduct, startServe } from '../support/processes.ts';
 import { runLoad } from '../support/run-load.ts';
-import { makeTenants } from '../support/setup.ts';
+import { makeTenants, truncate } from '../support/setup.ts';
 import type { Scenario } from './scenario.ts';
 
 /** More than any number of workers delivers in the time. */
@@ -28,7 +28,7 @@ export const workers: Scenario = {
     const count = async () => Number(await askSink(Number(sink.firstLine), 'count'));
 
     const rateOf = async (processes: number): Promise<number> => {
-      await owner.query('TRUNCATE deliveries, closed_deliveries, attempts, events');
+      await truncate(owner, 'deliveries, closed_deliveries, attempts, events');
       const each = PER_TENANT * Math.ceil(seconds / 2);
       for (const { tenant_id, id } of subscriptions) await storeBacklog({ owner }, tenant_id, id, each);
       await owner.query('VACUUM ANALYZE');
