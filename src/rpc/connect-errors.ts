@@ -3,7 +3,9 @@
 import { create, createRegistry, toBinary } from '@bufbuild/protobuf';
 import type { ConnectRouter } from '@connectrpc/connect';
 import { file_dispatch_v1_dead_letter_service } from '../../gen/dispatch/v1/dead_letter_service_pb.ts';
+import { file_dispatch_v1_event } from '../../gen/dispatch/v1/event_pb.ts';
 import { file_dispatch_v1_event_service } from '../../gen/dispatch/v1/event_service_pb.ts';
+import { file_dispatch_v1_publish_service } from '../../gen/dispatch/v1/publish_service_pb.ts';
 import { file_dispatch_v1_subscription_service } from '../../gen/dispatch/v1/subscription_service_pb.ts';
 import { file_dispatch_v1_tenant_service } from '../../gen/dispatch/v1/tenant_service_pb.ts';
 import { BadRequestSchema } from '../../gen/google/rpc/error_details_pb.ts';
@@ -63,32 +65,43 @@ function withViolation(bytes: Buffer): Buffer | undefined {
   // The binary reader's errors come as INTERNAL, although it is the caller's bytes that are wrong.
   const isBinary = error.code === 'internal' && message.startsWith('parse binary');
   if ((error.code !== 'invalid_argument' && !isBinary) || (error.details?.length ?? 0) > 0) return undefined;
-  const value = toBinary(
-    BadRequestSchema,
-    create(BadRequestSchema, { fieldViolations: [violationOf(message)] }),
-  );
+  const violation = violationOf(message);
+  const value = toBinary(BadRequestSchema, create(BadRequestSchema, { fieldViolations: [violation] }));
   const detail = {
     type: 'google.rpc.BadRequest',
     value: Buffer.from(value).toString('base64').replace(/=+$/, ''),
   };
-  return Buffer.from(JSON.stringify({ ...error, code: 'invalid_argument', details: [detail] }));
+  const right = adviceOn(message);
+  const told = right === undefined ? message : `${message}; ${right}`;
+  return Buffer.from(
+    JSON.stringify({ ...error, code: 'invalid_argument', message: told, details: [detail] }),
+  );
 }
 
 /** What is right for types whose messages name no field. */
 const RIGHT = new Map([
   ['google.protobuf.Timestamp', 'a time is written as in RFC 3339, "2026-11-24T10:00:00Z"'],
   ['google.protobuf.Duration', 'a duration is written in seconds, "90s" or "0.5s"'],
+  [
+    'google.protobuf.Struct',
+    '"data" is a JSON object; another body goes into "payload", its bytes in base64',
+  ],
 ]);
 const TYPES = createRegistry(
   file_dispatch_v1_dead_letter_service,
+  file_dispatch_v1_event,
   file_dispatch_v1_event_service,
+  file_dispatch_v1_publish_service,
   file_dispatch_v1_subscription_service,
   file_dispatch_v1_tenant_service,
 );
 
-function namesOf(type: string): string | undefined {
+/** What would be right for the type that a message of the JSON reader names. */
+function adviceOn(message: string): string | undefined {
+  const type = /cannot decode (?:message|enum) ([\w.]+) from JSON(?!.*is unknown$)/s.exec(message)?.[1] ?? '';
   const names = TYPES.getEnum(type)?.values.map((value) => value.name);
-  return names === undefined ? undefined : `one of ${names.join(', ')}`;
+  if (names !== undefined) return `one of ${names.join(', ')}`;
+  return RIGHT.get(type) ?? (TYPES.getMessage(type) === undefined ? undefined : 'it is a JSON object');
 }
 
 /** The field and the advice in a message of the JSON or binary reader of @bufbuild/protobuf. */
@@ -102,11 +115,10 @@ function violationOf(message: string): { field: string; description: string } {
   }
   const wrong = /cannot decode (?:field|message) dispatch\.v1\.\w+\.(\w+) from JSON: (.*)$/s.exec(message);
   if (wrong !== null) return { field: wrong[1]!, description: wrong[2]!.slice(0, 300) };
-  const type = /cannot decode (?:message|enum) ([\w.]+) from JSON/.exec(message)?.[1] ?? '';
-  const right = RIGHT.get(type) ?? namesOf(type);
+  const right = adviceOn(message);
   if (right !== undefined)
     return {
-      field: '',
+      field: message.includes('google.protobuf.Struct') ? 'data' : '', // the one field of that type
       description: `a field has a value that cannot be; ${right}: ${message.slice(0, 300)}`,
     };
   return {

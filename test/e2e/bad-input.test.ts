@@ -320,9 +320,13 @@ describe('on the wire', () => {
     ['a time', PUBLISH, '{"event":{"type":"a","data":{},"deliverAfter":"tomorrow"}}', '2026-11-24T10:00:00Z'],
     ['a duration', SUBSCRIBE, '{"subscription":{"batch":{"maxWait":"x"}}}', '"90s"'],
     ['an enum', SUBSCRIBE, '{"subscription":{"ordering":"ORDERING_FOO"}}', 'ORDERING_KEY'],
+    ['data', PUBLISH, '{"event":{"type":"a","data":[1]}}', '"data" is a JSON object'],
+    ['an event', PUBLISH, '{"event":[1]}', 'it is a JSON object'],
   ])('%s that cannot be is told what would be right', async (_name, call, body, right) => {
     const answer = await post(call, body);
-    const [detail] = JSON.parse(answer.body).details;
+    const { message, details } = JSON.parse(answer.body);
+    const [detail] = details;
+    expect(message).toContain(right);
     const { fieldViolations } = fromBinary(BadRequestSchema, Buffer.from(detail.value, 'base64'));
     expect(fieldViolations[0]!.description).toContain(right);
   });
