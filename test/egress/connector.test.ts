@@ -4,11 +4,11 @@ import { once } from 'node:events';
 import type { Socket } from 'node:net';
 import { Worker } from 'node:worker_threads';
 import { expect, test } from 'vitest';
-import type { SendResult } from '../../src/domain/delivery.ts';
 import { createConnect } from '../../src/egress/connector.ts';
 import { createAddressGuard } from '../../src/egress/guard.ts';
 import { createResolver } from '../../src/egress/resolver.ts';
 import { createSender } from '../../src/egress/sender.ts';
+import { sendTo } from '../support/send.ts';
 
 /** States of a connection that both threads know. */
 const CONNECTED = 1;
@@ -44,16 +44,7 @@ test('a connection that was reset before its address could be checked was reset,
   subscribe('net.client.socket', onSocket);
   const connect = createConnect(createAddressGuard(['127.0.0.0/8']), createResolver([]));
   await using sender = createSender(connect, () => performance.now());
-  const request = {
-    origin: `http://127.0.0.1:${port}`,
-    path: '/',
-    headers: [],
-    body: Buffer.alloc(0),
-    timeoutMs: 5_000,
-    tlsId: '',
-    tls: undefined,
-  };
-  const result = await new Promise<SendResult>((done) => sender.send(request, done));
+  const result = await sendTo(sender, new URL(`http://127.0.0.1:${port}`));
   unsubscribe('net.client.socket', onSocket);
   await server.terminate();
   expect(address).toBeUndefined(); // the kernel does not know any more whose it was

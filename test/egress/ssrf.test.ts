@@ -4,7 +4,6 @@ import { Resolver } from 'node:dns/promises';
 import type { AddressInfo } from 'node:net';
 import { createServer, type Server } from 'node:net';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import type { SendResult } from '../../src/domain/delivery.ts';
 import { urlProblem } from '../../src/domain/subscription.ts';
 import { createAuthorizer } from '../../src/egress/authorization.ts';
 import { createConnect } from '../../src/egress/connector.ts';
@@ -12,6 +11,7 @@ import { createFetcher } from '../../src/egress/fetcher.ts';
 import { createAddressGuard } from '../../src/egress/guard.ts';
 import { createResolver } from '../../src/egress/resolver.ts';
 import { createSender } from '../../src/egress/sender.ts';
+import { sendTo } from '../support/send.ts';
 import { PUBLIC_HOSTS, REFUSED_HOSTS, REFUSED_URLS } from '../support/ssrf-spellings.ts';
 
 const guard = createAddressGuard([]);
@@ -31,21 +31,6 @@ beforeAll(async () => {
 afterAll(() => new Promise((done) => trap.close(done)));
 
 const judge = (url: string) => urlProblem(url) ?? guard.urlProblem(new URL(url), false);
-const sendTo = (sender: ReturnType<typeof createSender>, url: URL) =>
-  new Promise<SendResult>((done) =>
-    sender.send(
-      {
-        origin: url.origin,
-        path: '/',
-        headers: [],
-        body: Buffer.alloc(0),
-        timeoutMs: 5_000,
-        tlsId: '',
-        tls: undefined,
-      },
-      done,
-    ),
-  );
 
 describe('of the spellings', () => {
   test(`there are over 250 (${REFUSED_URLS.length})`, () => {
