@@ -1,4 +1,4 @@
-// Makes the tenants and their subscriptions.
+// What is there before a scenario begins: empty tables, the tenants and their subscriptions.
 import type pg from 'pg';
 import { SubscriptionService } from '../../gen/dispatch/v1/subscription_service_pb.ts';
 import { TenantService } from '../../gen/dispatch/v1/tenant_service_pb.ts';

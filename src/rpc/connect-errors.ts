@@ -65,13 +65,13 @@ function withViolation(bytes: Buffer): Buffer | undefined {
   // The binary reader's errors come as INTERNAL, although it is the caller's bytes that are wrong.
   const isBinary = error.code === 'internal' && message.startsWith('parse binary');
   if ((error.code !== 'invalid_argument' && !isBinary) || (error.details?.length ?? 0) > 0) return undefined;
-  const violation = violationOf(message);
+  const right = adviceOn(message);
+  const violation = violationOf(message, right);
   const value = toBinary(BadRequestSchema, create(BadRequestSchema, { fieldViolations: [violation] }));
   const detail = {
     type: 'google.rpc.BadRequest',
     value: Buffer.from(value).toString('base64').replace(/=+$/, ''),
   };
-  const right = adviceOn(message);
   const told = right === undefined ? message : `${message}; ${right}`;
   return Buffer.from(
     JSON.stringify({ ...error, code: 'invalid_argument', message: told, details: [detail] }),
@@ -105,7 +105,7 @@ function adviceOn(message: string): string | undefined {
 }
 
 /** The field and the advice in a message of the JSON or binary reader of @bufbuild/protobuf. */
-function violationOf(message: string): { field: string; description: string } {
+function violationOf(message: string, right: string | undefined): { field: string; description: string } {
   const unknown = /key "(.{1,200}?)" is unknown/.exec(message);
   if (unknown !== null) {
     return {
@@ -115,7 +115,6 @@ function violationOf(message: string): { field: string; description: string } {
   }
   const wrong = /cannot decode (?:field|message) dispatch\.v1\.\w+\.(\w+) from JSON: (.*)$/s.exec(message);
   if (wrong !== null) return { field: wrong[1]!, description: wrong[2]!.slice(0, 300) };
-  const right = adviceOn(message);
   if (right !== undefined)
     return {
       field: message.includes('google.protobuf.Struct') ? 'data' : '', // the one field of that type
