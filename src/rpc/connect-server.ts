@@ -49,10 +49,12 @@ const PREFACE_MS = 10_000;
 const IDLE_MS = 300_000;
 /**
  * How long HTTP/1.1 connections that are idle are kept when the server stops. There is no GOAWAY: a caller whose call
- * is under way when its connection is closed cannot know whether it was served. Callers that are busy learn it from a
- * response in this time.
+ * is under way when its connection is closed cannot know whether it was served. A response says that its connection
+ * ends, and nothing of the caller's others: as long as one calls again within this time, all are kept.
  */
 const LINGER_MS = 500;
+/** A caller with more idle connections than it uses up in this time is closed under its calls. */
+const MAX_LINGER_MS = 10_000;
 
 export async function startConnectServer(
   services: readonly BoundService[],
@@ -75,9 +77,12 @@ export async function startConnectServer(
     fallback: (request, response) => answerPage(pages, request as Request, response as Response),
   });
   let isClosing = false;
+  /** When the last call over HTTP/1.1 came. */
+  let calledAtMs = Number.NEGATIVE_INFINITY;
   const responses = new Set<Response>();
   const onRequest = async (request: Request, response: Response) => {
     if (request.httpVersionMajor === 1) {
+      calledAtMs = performance.now();
       if (isClosing) response.shouldKeepAlive = false;
       responses.add(response);
       response.once('close', () => responses.delete(response));
@@ -134,7 +139,6 @@ export async function startConnectServer(
         }, graceMs);
         void listener.close().then(() => {
           clearTimeout(timer);
-          clearTimeout(lingering);
           done();
         });
         for (const session of sessions) session.close(); // GOAWAY, then ends with its last stream
@@ -147,8 +151,18 @@ export async function startConnectServer(
           http1.keepAliveTimeout = 1;
           for (const socket of sockets) if (socket.bytesRead === 0) socket.destroy();
         };
+        const closedAtMs = performance.now();
+        const lingerMs = Math.min(LINGER_MS, graceMs);
+        const lingersUntilMs = closedAtMs + Math.min(MAX_LINGER_MS, graceMs / 2);
+        const look = () => {
+          const nowMs = performance.now();
+          const leftMs = Math.max(closedAtMs, calledAtMs) + lingerMs - nowMs;
+          if (leftMs > 0 && nowMs < lingersUntilMs) lookAgain(leftMs);
+          else closeIdle();
+        };
         // Once what has come was read: when this process had to wait for a core, a request may lie there for longer than that.
-        const lingering = setTimeout(() => setImmediate(closeIdle), Math.min(LINGER_MS, graceMs));
+        const lookAgain = (afterMs: number) => setTimeout(() => setImmediate(look), afterMs).unref();
+        lookAgain(lingerMs);
       }),
   };
 }

@@ -29,6 +29,8 @@ export type Listener = {
 /** How long a connection may be silent before it says its first word. */
 const SILENT_MS = 10_000;
 const CHECK_FILES_MS = 2_000;
+/** How many turns of the event loop that bring new connections go by before no more are taken. */
+const MAX_CLOSING_TURNS = 1_000;
 
 export async function openListener(options: ListenerOptions): Promise<Listener> {
   const sockets = new Set<Socket>();
@@ -58,6 +60,10 @@ export async function openListener(options: ListenerOptions): Promise<Listener> 
     watcher = watch(files, loaded.digest, options.onReload, (fresh) => tls.setSecureContext(fresh));
   }
   server.maxConnections = options.maxConnections;
+  let connectionCount = 0;
+  server.on('connection', () => {
+    connectionCount++;
+  });
   const port = await new Promise<number>((done, fail) => {
     server.once('error', fail);
     server.listen(options.port, options.host, () => {
@@ -71,7 +77,17 @@ export async function openListener(options: ListenerOptions): Promise<Listener> 
     close: () =>
       new Promise((done) => {
         clearInterval(watcher);
-        server.close(() => done());
+        // The kernel resets connections that it has made and nobody has taken yet, with the requests that lie in them.
+        let seen = -1;
+        const closeOnceTaken = (turnsLeft: number) => {
+          if (seen === connectionCount || turnsLeft === 0) {
+            server.close(() => done());
+            return;
+          }
+          seen = connectionCount;
+          setImmediate(closeOnceTaken, turnsLeft - 1);
+        };
+        setImmediate(closeOnceTaken, MAX_CLOSING_TURNS);
       }),
   };
 }

@@ -1,5 +1,6 @@
 import { once } from 'node:events';
-import { connect } from 'node:net';
+import { connect, type Socket } from 'node:net';
+import { setTimeout as wait } from 'node:timers/promises';
 import { expect, test } from 'vitest';
 import { createCallPath } from '../../src/rpc/call-path.ts';
 import { startConnectServer } from '../../src/rpc/connect-server.ts';
@@ -10,6 +11,52 @@ const nobody = () => {
 };
 
 test('a request that came before its idle connection was closed is answered, however long the process did nothing', async () => {
+  const server = await startServer();
+  const client = await servedOnce(server.port);
+
+  const closed = server.close(30_000);
+  client.write(REQUEST); // it lies in the server's socket from here on
+  blockFor(700); // as a process does that waits for a core: longer than idle connections are kept
+  expect(await lastAnswer(client)).toMatch(LAST);
+  await closed;
+});
+
+test('a caller that goes on calling is answered on each of its idle connections, however many it has', async () => {
+  const server = await startServer();
+  const clients = await Promise.all(Array.from({ length: 8 }, () => servedOnce(server.port)));
+
+  const closed = server.close(30_000);
+  for (const client of clients) {
+    await wait(200); // in all for longer than idle connections are kept when nobody calls
+    client.write(REQUEST);
+    expect(await lastAnswer(client)).toMatch(LAST);
+  }
+  await closed;
+});
+
+test('calls on connections that were made before the server closes and that it has not taken yet are answered', async () => {
+  const server = await startServer();
+  const clients = Array.from({ length: 8 }, () => connect(server.port, '127.0.0.1'));
+  for (const client of clients) client.write(REQUEST);
+
+  const closed = server.close(30_000);
+  const answers = await Promise.all(clients.map(lastAnswer));
+  for (const answer of answers) expect(answer).toMatch(LAST);
+  await closed;
+});
+
+test('connections that nobody uses do not keep a server from closing', async () => {
+  const server = await startServer();
+  const client = await servedOnce(server.port);
+  const silent = connect(server.port, '127.0.0.1');
+  await once(silent, 'connect');
+
+  await server.close(30_000);
+  expect(await lastAnswer(client)).toBe('');
+  expect(await lastAnswer(silent)).toBe('');
+});
+
+function startServer() {
   const path = createCallPath({
     authenticate: nobody,
     unavailable: () => undefined,
@@ -19,20 +66,25 @@ test('a request that came before its idle connection was closed is answered, how
   });
   const healthy = async () => ({ status: 200, contentType: 'text/plain', body: 'ok\n' });
   const address = { host: '127.0.0.1', port: 0, maxConnections: 10, tls: undefined, onReload: () => {} };
-  const server = await startConnectServer([], path, { '/healthz': healthy }, address);
-  const client = connect(server.port, '127.0.0.1');
+  return startConnectServer([], path, { '/healthz': healthy }, address);
+}
+
+/** A connection that was answered on, and is idle now. */
+async function servedOnce(port: number): Promise<Socket> {
+  const client = connect(port, '127.0.0.1');
   await once(client, 'connect');
   client.write(REQUEST);
   await once(client, 'data');
+  return client;
+}
 
-  const closed = server.close(30_000);
-  client.write(REQUEST); // it lies in the server's socket from here on
-  blockFor(700); // as a process does that waits for a core: longer than idle connections are kept
+/** What comes until the server closes the connection. */
+async function lastAnswer(client: Socket): Promise<string> {
   let answer = '';
   for await (const chunk of client) answer += chunk;
-  expect(answer).toMatch(/^HTTP\/1\.1 200 OK\r\n/);
-  expect(answer.toLowerCase()).toContain('connection: close');
-  await closed;
-});
+  return answer;
+}
+
+const LAST = /^HTTP\/1\.1 200 OK\r\n(?:.+\r\n)*connection: close\r\n/i;
 
 const blockFor = (ms: number) => Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, ms);
