@@ -334,9 +334,13 @@ export function createScheduler(limits: SchedulerLimits, deps: SchedulerDeps) {
       forgetIfEmpty(queue);
     },
 
-    /** Puts a delivery behind the others of its subscription. */
-    offer(delivery: ClaimedDelivery): void {
+    /** Puts a delivery behind the others of its subscription; `isReserved`: in the place that reserve() held for it. */
+    offer(delivery: ClaimedDelivery, isReserved = false): void {
       const queue = queueOf(delivery.tenantId, delivery.subscriptionId);
+      if (isReserved) {
+        queue.reserved--;
+        addPlaces(queue, -1);
+      }
       if (depth(queue) === 0) queue.sinceMs = deps.now();
       queue.waiting.push(delivery);
       queue.tenant.held++;

@@ -89,5 +89,5 @@ function addPredecessorHeaders(
   headers.push('X-Dispatch-Event-ID', what.id, 'X-Dispatch-Event-Type', what.type);
   headers.push('X-Dispatch-Timestamp', String(timestamp));
   const newest = keys.find((k) => k.scheme === 'v1');
-  if (newest !== undefined) headers.push('X-Dispatch-Signature', predecessorSignature(newest.key, what.body));
+  if (newest !== undefined) headers.push('X-Dispatch-Signature', predecessorSignature(newest, what.body));
 }

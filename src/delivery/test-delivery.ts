@@ -1,6 +1,6 @@
 // A test event or a challenge, sent now by whoever was asked: signed, guarded and judged like any attempt; nothing is
 // stored, retried or counted, and no breaker hears of it.
-import { createHmac, timingSafeEqual } from 'node:crypto';
+import { timingSafeEqual } from 'node:crypto';
 import { batchItem } from '../domain/batch.ts';
 import { NO_CREDENTIALS } from '../domain/credentials.ts';
 import { NO_TIMING, type SendResult } from '../domain/delivery.ts';
@@ -14,6 +14,7 @@ import {
   type SubscriptionId,
   type TenantId,
 } from '../domain/ids.ts';
+import { hmac } from '../domain/signature.ts';
 import type { SignedRequest } from '../egress/sender.ts';
 import type { Target, TenantConfig } from '../storage/tenant-configs.ts';
 import { sign, signable, signableBatch } from './sign.ts';
@@ -182,7 +183,7 @@ export function answersChallenge(body: Buffer, challenge: string, target: Pick<T
   const given = Buffer.from(answer.signature);
   return target.secrets.some(({ key }) => {
     if (key.scheme !== 'v1') return false;
-    const right = Buffer.from(`v1,${createHmac('sha256', key.key).update(challenge).digest('base64')}`);
+    const right = Buffer.from(`v1,${hmac(key, '', Buffer.from(challenge), 'base64')}`);
     return right.length === given.length && timingSafeEqual(right, given);
   });
 }

@@ -169,9 +169,9 @@ export function createWorker(deps: WorkerDeps) {
     }
   }
 
-  function accept(deliveries: readonly ClaimedDelivery[]): void {
+  function accept(deliveries: readonly ClaimedDelivery[], isReserved = false): void {
     for (const delivery of deliveries) {
-      scheduler.offer(delivery);
+      scheduler.offer(delivery, isReserved);
       releaseIfFull(delivery);
     }
     pump();
@@ -433,9 +433,14 @@ export function createWorker(deps: WorkerDeps) {
     },
     unreserve: scheduler.unreserve,
     accept(deliveries: readonly ClaimedDelivery[]): void {
-      for (const d of deliveries) scheduler.unreserve(d.tenantId, d.subscriptionId);
-      if (stopping) for (const d of deliveries) giveBack(d);
-      else accept(deliveries);
+      if (!stopping) {
+        accept(deliveries, true);
+        return;
+      }
+      for (const d of deliveries) {
+        scheduler.unreserve(d.tenantId, d.subscriptionId);
+        giveBack(d);
+      }
     },
     /** These queues have something due; undefined: some queue may have. */
     poke: claimer.poke,
