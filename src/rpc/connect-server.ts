@@ -77,6 +77,8 @@ export async function startConnectServer(
     fallback: (request, response) => answerPage(pages, request as Request, response as Response),
   });
   let isClosing = false;
+  /** No more connections are taken. */
+  let isStopped = false;
   /** When the last call over HTTP/1.1 came. */
   let calledAtMs = Number.NEGATIVE_INFINITY;
   const responses = new Set<Response>();
@@ -116,6 +118,7 @@ export async function startConnectServer(
     session.setTimeout(IDLE_MS, () => session.close());
     sessions.add(session);
     session.once('close', () => sessions.delete(session));
+    if (isStopped) session.close();
     session.on('error', () => {}); // a client that breaks its session loses it; nothing of ours is lost
   });
   const serve = (socket: Socket, isHttp2: boolean) => (isHttp2 ? http2 : http1).emit('connection', socket);
@@ -137,11 +140,14 @@ export async function startConnectServer(
           for (const session of sessions) session.destroy();
           for (const socket of sockets) socket.destroy();
         }, graceMs);
-        void listener.close().then(() => {
+        const onStopped = () => {
+          isStopped = true;
+          for (const session of sessions) session.close(); // GOAWAY, then ends with its last stream
+        };
+        void listener.close(onStopped).then(() => {
           clearTimeout(timer);
           done();
         });
-        for (const session of sessions) session.close(); // GOAWAY, then ends with its last stream
         // From now on each HTTP/1.1 response closes its connection, and says so.
         isClosing = true;
         for (const response of responses) response.shouldKeepAlive = false;

@@ -71,10 +71,15 @@ export async function startGrpcServer(
   health.addToServer(server);
   addReflection(server, services);
   const injector = server.createConnectionInjector(ServerCredentials.createInsecure());
+  let isStopped = false;
   const listener = await openListener({
     ...address,
     alpn: ['h2'],
-    onSocket: (socket) => injector.injectConnection(socket),
+    onSocket: (socket) => {
+      // After a handshake that took its time: nothing was asked on it yet.
+      if (isStopped) socket.destroy();
+      else injector.injectConnection(socket);
+    },
   });
   return {
     port: listener.port,
@@ -85,13 +90,17 @@ export async function startGrpcServer(
           server.forceShutdown();
           for (const socket of listener.sockets) socket.destroy();
         }, graceMs);
+        // Callers connect again as soon as they are told to go: not before no more connections are taken.
+        const onStopped = () => {
+          isStopped = true;
+          server.tryShutdown(() => {});
+          for (const socket of listener.sockets) if (socket.bytesRead === 0) socket.destroy();
+        };
         // For injected connections tryShutdown calls back at once: the end of the last socket is what counts.
-        void listener.close().then(() => {
+        void listener.close(onStopped).then(() => {
           clearTimeout(timer);
           done();
         });
-        server.tryShutdown(() => {});
-        for (const socket of listener.sockets) if (socket.bytesRead === 0) socket.destroy();
       }),
   };
 }

@@ -22,8 +22,8 @@ export type ListenerOptions = {
 export type Listener = {
   readonly port: number;
   readonly sockets: ReadonlySet<Socket>;
-  /** No new connections; resolves when the last one is closed. */
-  readonly close: () => Promise<void>;
+  /** Takes the connections that are made already, then no more, and calls `onStopped`; resolves when the last one is closed. */
+  readonly close: (onStopped: () => void) => Promise<void>;
 };
 
 /** How long a connection may be silent before it says its first word. */
@@ -74,7 +74,7 @@ export async function openListener(options: ListenerOptions): Promise<Listener> 
   return {
     port,
     sockets,
-    close: () =>
+    close: (onStopped) =>
       new Promise((done) => {
         clearInterval(watcher);
         // The kernel resets connections that it has made and nobody has taken yet, with the requests that lie in them.
@@ -82,6 +82,7 @@ export async function openListener(options: ListenerOptions): Promise<Listener> 
         const closeOnceTaken = (turnsLeft: number) => {
           if (seen === connectionCount || turnsLeft === 0) {
             server.close(() => done());
+            onStopped();
             return;
           }
           seen = connectionCount;

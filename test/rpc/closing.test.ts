@@ -1,14 +1,26 @@
 import { once } from 'node:events';
+import http2, { type ClientHttp2Session } from 'node:http2';
 import { connect, type Socket } from 'node:net';
 import { setTimeout as wait } from 'node:timers/promises';
 import { expect, test } from 'vitest';
 import { createCallPath } from '../../src/rpc/call-path.ts';
 import { startConnectServer } from '../../src/rpc/connect-server.ts';
+import { startGrpcServer } from '../../src/rpc/grpc-server.ts';
 
 const REQUEST = 'GET /healthz HTTP/1.1\r\nhost: dispatch\r\n\r\n';
 const nobody = () => {
   throw new Error('nobody calls');
 };
+
+const path = createCallPath({
+  authenticate: nobody,
+  unavailable: () => undefined,
+  onDenied: () => {},
+  onCall: () => {},
+  now: () => performance.now(),
+});
+const address = { host: '127.0.0.1', port: 0, maxConnections: 10, tls: undefined, onReload: () => {} };
+const startGrpc = () => startGrpcServer([], path, address);
 
 test('a request that came before its idle connection was closed is answered, however long the process did nothing', async () => {
   const server = await startServer();
@@ -45,6 +57,32 @@ test('calls on connections that were made before the server closes and that it h
   await closed;
 });
 
+test.each([
+  ['HTTP', startServer],
+  ['gRPC', startGrpc],
+] as const)(
+  'HTTP/2 sessions that begin while the %s server closes do not keep it from closing',
+  async (_, start) => {
+    const server = await start();
+    const open = () => {
+      const session = http2.connect(`http://127.0.0.1:${server.port}`);
+      session.on('error', () => {}); // it may be refused
+      return session;
+    };
+    const calm = open();
+    await once(calm, 'remoteSettings');
+    // As callers do that are told to go: they connect again at once.
+    const again = new Promise<ClientHttp2Session>((done) => {
+      calm.once('goaway', () => done(open()));
+    });
+    const early = open();
+
+    await server.close(30_000);
+    const all = [calm, early, await again];
+    await Promise.all(all.map((session) => session.destroyed || once(session, 'close')));
+  },
+);
+
 test('connections that nobody uses do not keep a server from closing', async () => {
   const server = await startServer();
   const client = await servedOnce(server.port);
@@ -57,15 +95,7 @@ test('connections that nobody uses do not keep a server from closing', async () 
 });
 
 function startServer() {
-  const path = createCallPath({
-    authenticate: nobody,
-    unavailable: () => undefined,
-    onDenied: () => {},
-    onCall: () => {},
-    now: () => performance.now(),
-  });
   const healthy = async () => ({ status: 200, contentType: 'text/plain', body: 'ok\n' });
-  const address = { host: '127.0.0.1', port: 0, maxConnections: 10, tls: undefined, onReload: () => {} };
   return startConnectServer([], path, { '/healthz': healthy }, address);
 }
 
