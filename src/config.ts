@@ -1,5 +1,6 @@
 // Configuration: every DISPATCH_* variable, read once. parseConfig is pure; readConfig is the only reader of
 // process.env.
+import { accessSync, constants } from 'node:fs';
 import { BlockList, isIP } from 'node:net';
 import { resolve } from 'node:path';
 import { z } from 'zod';
@@ -99,9 +100,16 @@ export type ConfigResult =
 
 type Env = Readonly<Record<string, string | undefined>>;
 
-/** Reads the environment of this process. `flags` (from argv) win over it. */
+/** Reads the environment of this process. `flags` (from argv) win over it. Files that it names must be readable. */
 export function readConfig(flags: Env, cwd: string): ConfigResult {
-  return parseConfig({ ...process.env, ...flags }, cwd);
+  const result = parseConfig({ ...process.env, ...flags }, cwd);
+  if (!result.ok) return result;
+  const { databaseUrl, directDatabaseUrl } = result.config;
+  const problems = [
+    ...unreadableFiles('DISPATCH_DATABASE_URL', databaseUrl),
+    ...unreadableFiles('DISPATCH_DIRECT_DATABASE_URL', directDatabaseUrl),
+  ];
+  return problems.length === 0 ? result : { ok: false, problems };
 }
 
 /** Every variable that parseConfig knows. */
@@ -154,8 +162,8 @@ export function parseConfig(env: Env, cwd: string): ConfigResult {
       problems.push(`${name} is not a setting of dispatch; see the README for those there are`);
     }
   }
-  const databaseUrl = text('DISPATCH_DATABASE_URL');
-  const directDatabaseUrl = text('DISPATCH_DIRECT_DATABASE_URL');
+  const databaseUrl = verified(text('DISPATCH_DATABASE_URL'));
+  const directDatabaseUrl = verified(text('DISPATCH_DIRECT_DATABASE_URL'));
   for (const name of ['DISPATCH_DATABASE_URL', 'DISPATCH_DIRECT_DATABASE_URL']) {
     const url = text(name);
     if (url !== undefined && !/^postgres(ql)?:\/\//.test(url)) {
@@ -165,6 +173,8 @@ export function parseConfig(env: Env, cwd: string): ConfigResult {
         `${name} must be postgres://user:password@host:port/database; what is special in them is ` +
           'percent-encoded ("%40" for "@")',
       );
+    } else if (url !== undefined) {
+      problems.push(...tlsProblems(name, new URL(url).searchParams));
     }
   }
   if (directDatabaseUrl !== undefined && databaseUrl === undefined) {
@@ -228,6 +238,40 @@ function isReadable(text: string): boolean {
     return false; // what URL and decodeURIComponent throw says no more
   }
 }
+
+const SSL_MODES = ['disable', 'no-verify', 'require', 'verify-full'];
+
+/** What is wrong with what a database's URL says of TLS. */
+function tlsProblems(name: string, asked: URLSearchParams): string[] {
+  const problems: string[] = [];
+  const mode = asked.get('sslmode');
+  const modes = `it must be one of ${SSL_MODES.join(', ')}; require verifies the server, too`;
+  if (mode !== null && !SSL_MODES.includes(mode)) problems.push(`${name} has sslmode=${mode}; ${modes}`);
+  if (asked.has('ssl')) problems.push(`${name} has ssl=${asked.get('ssl')}; use sslmode: ${modes}`);
+  if (asked.has('sslcert') !== asked.has('sslkey')) {
+    problems.push(`${name} must have sslcert and sslkey, or neither`);
+  }
+  return problems;
+}
+
+/** Which of the files that a database's URL names cannot be read, and why. */
+function unreadableFiles(name: string, url: string | undefined): string[] {
+  if (url === undefined) return [];
+  const asked = new URL(url).searchParams;
+  return ['sslrootcert', 'sslcert', 'sslkey'].flatMap((parameter) => {
+    const file = asked.get(parameter);
+    if (file === null) return [];
+    try {
+      accessSync(file, constants.R_OK);
+      return [];
+    } catch (error) {
+      return [asLine(`${name} has ${parameter}=${file}: ${String(error)}`)];
+    }
+  });
+}
+
+/** `require` as what it means here: the next version of the driver will not verify with it. */
+const verified = (url: string | undefined) => url?.replace(/([?&]sslmode=)require(?=&|$)/, '$1verify-full');
 
 function parseRoles(value: string | undefined, problems: string[]): ReadonlySet<Role> {
   const names = (value ?? ROLES.join(',')).split(',').map((name) => name.trim());

@@ -16,7 +16,7 @@ import { z } from 'zod';
 import type { Change } from '../domain/audit.ts';
 import { DispatchError } from '../domain/errors.ts';
 import { createIdSource, type TenantId, uuidOf } from '../domain/ids.ts';
-import { type HotPool, openHotPool, type Settings, urlWith } from './hot-pool.ts';
+import { type HotPool, openHotPool, type Settings, splitTls, urlWith } from './hot-pool.ts';
 
 /** SQL with the rows parsed by a schema; `sql.typeAlias('void')` for statements without rows. */
 export const sql = createSqlTag({ typeAliases: { void: z.object({}).strict() } });
@@ -185,7 +185,9 @@ function openSlonik(
   isPooled: boolean,
   onIdleError: (error: Error) => void,
 ): Promise<DatabasePool> {
-  const pool = createPool(isPooled ? url : urlWith(url, settings), {
+  const { bare, ssl } = splitTls(isPooled ? url : urlWith(url, settings));
+  const pool = createPool(bare, {
+    ...(ssl === undefined ? {} : { ssl }),
     maxPoolSize,
     minPoolSize: 0,
     idleTimeout: 60_000,

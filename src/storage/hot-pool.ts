@@ -1,6 +1,7 @@
 // Connections for hot statements (ADR 0005), as a role and with planner settings. On a direct connection both are given once,
 // when it is opened, and statements are prepared by name. Through a transaction pooler (ADR 0019) the next statement
 // may run in another session: each runs in a transaction that sets them for itself, and nothing is prepared.
+import type { ConnectionOptions } from 'node:tls';
 import pg from 'pg';
 
 /** Names and values of settings, `role` among them. */
@@ -40,6 +41,20 @@ export function urlWith(url: string, settings: Settings): string {
   const own = Object.entries(settings).map(([name, value]) => `-c ${name}=${value}`);
   changed.searchParams.set('options', [given, ...own].join(' ').trim());
   return changed.toString();
+}
+
+/** What a URL says of TLS: names of its parameters. */
+const TLS_PARAMETERS = ['sslmode', 'sslrootcert', 'sslcert', 'sslkey'];
+
+/** A URL without what it says of TLS, and what pg makes of that, undefined for none: slonik does not read all of it. */
+export function splitTls(url: string): {
+  readonly bare: string;
+  readonly ssl: ConnectionOptions | undefined;
+} {
+  const { ssl } = new pg.Client({ connectionString: url }) as { readonly ssl: boolean | ConnectionOptions };
+  const bare = new URL(url);
+  for (const name of TLS_PARAMETERS) bare.searchParams.delete(name);
+  return { bare: bare.toString(), ssl: ssl === true ? {} : ssl || undefined };
 }
 
 /** Opens a pool; connections are made when first used. */
