@@ -7,7 +7,7 @@ import { parseArgs } from 'node:util';
 import { budget } from './scenarios/budget.ts';
 import { claims } from './scenarios/claims.ts';
 import { delayed } from './scenarios/delayed.ts';
-import { endToEnd, endToEnd10, endToEnd100 } from './scenarios/end-to-end.ts';
+import { endToEnd, endToEnd10, endToEnd10By2, endToEnd100 } from './scenarios/end-to-end.ts';
 import { fairness } from './scenarios/fairness.ts';
 import { idle } from './scenarios/idle.ts';
 import { ingestBatch, ingestJson, ingestStream, ingestUnary } from './scenarios/ingest.ts';
@@ -28,6 +28,7 @@ const SCENARIOS: readonly Scenario[] = [
   ingestJson,
   endToEnd,
   endToEnd10,
+  endToEnd10By2,
   endToEnd100,
   budget,
   limits,

@@ -7,14 +7,20 @@ import type { Scenario } from './scenario.ts';
 /** A service is compiled after some thousand events; its floors are in a second. */
 export const WARM_UP_S = 3;
 
-function endToEndTo(fanOut: number, batchSize: number, name: string, about: string): Scenario {
+function endToEndTo(
+  fanOut: number,
+  batchSize: number,
+  name: string,
+  about: string,
+  args: readonly string[] = [],
+): Scenario {
   return {
     name,
     about,
     async start({ serverUrl, seconds }) {
       await using stack = new AsyncDisposableStack();
       const sink = stack.use(await startChild('../support/sink.ts', []));
-      const product = stack.use(await startProduct(serverUrl));
+      const product = stack.use(await startProduct(serverUrl, {}, args));
       await makeTenants(product.httpPort, `http://127.0.0.1:${sink.firstLine}/`, {}, fanOut);
       const load = { callers: 4, size: batchSize, sink: sink.firstLine, fanOut };
       const run = (forSeconds: number) =>
@@ -48,6 +54,13 @@ export const endToEnd10 = endToEndTo(
   50,
   'end-to-end-10',
   'deliveries of events with fan-out 10; floor: sign → POST → record of rows that are there already',
+);
+export const endToEnd10By2 = endToEndTo(
+  10,
+  50,
+  'end-to-end-10-by-2',
+  'the same, by two processes of the product: one is bound by a core before the machine is',
+  ['--processes=2'],
 );
 export const endToEnd100 = endToEndTo(
   100,
