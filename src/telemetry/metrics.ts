@@ -89,7 +89,8 @@ export function createMetrics() {
   const claimSeconds = new Histogram({
     name: 'dispatch_claim_seconds',
     help: 'Duration of claims, with the reading of their events.',
-    buckets: LATENCY_SECONDS,
+    // With an edge at what they may take: a quantile between 10 and 25 ms would be a guess.
+    buckets: [...LATENCY_SECONDS, 0.015, 0.02].sort((a, b) => a - b),
     registers,
   });
   /** Undefined: another instance looks. */
