@@ -58,13 +58,10 @@ export function signingKey(scheme: SignatureScheme, secret: Uint8Array): Signing
 /** SHA-256 works on blocks of this size. */
 const BLOCK = 64;
 
-/**
- * The key of an HMAC as RFC 2104 pads it; one that is longer than a block is hashed first. Lies beside others in the pool
- * of small buffers: a piece of memory of its own for each key costs more than what is in it.
- */
+/** The key of an HMAC as RFC 2104 pads it; one that is longer than a block is hashed first. */
 function padded(secret: Uint8Array, pad: number): Buffer {
   const key = secret.length > BLOCK ? hash('sha256', secret, 'buffer') : secret;
-  const block = Buffer.allocUnsafe(BLOCK).fill(pad);
+  const block = Buffer.alloc(BLOCK, pad); // not from the pool that texts share
   for (let i = 0; i < key.length; i++) block[i]! ^= key[i]!;
   return block;
 }
