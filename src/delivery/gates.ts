@@ -80,11 +80,11 @@ export function createGates(deps: GatesDeps) {
   }
 
   /** Whether another may go under this worker's part of a cap. */
-  function room(cap: number, inFlight: number, tenantId: TenantId): 'room' | 'full' | 'drop' {
+  function room(cap: number, inFlight: number, tenantId: TenantId): 'room' | 'full' | 'give-back' {
     const standing = deps.standing();
     if (standing.isSettled && inFlight < Math.floor(cap / standing.count)) return 'room';
     const mine = shareOfCap(cap, standing, tenantId);
-    if (mine === 0) return 'drop';
+    if (mine === 0) return 'give-back';
     return inFlight < mine ? 'room' : 'full';
   }
 

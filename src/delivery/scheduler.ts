@@ -33,12 +33,14 @@ const COST_BYTES = 16 * 1024;
 
 /**
  * Whether the first of a queue may go: `go`; `hold` it for a time, or its whole tenant; `full`, until one of the queue's
- * (or tenant's) in flight has ended; `drop` what waits: its leases run out by themselves.
+ * (or tenant's) in flight has ended; `give-back` what waits, for others; `drop` it, which nobody may send: its leases run out
+ * by themselves.
  */
 export type Admission =
   | 'go'
   | 'full'
   | 'tenant-full'
+  | 'give-back'
   | 'drop'
   | { readonly hold: 'queue' | 'tenant'; readonly ms: number };
 
@@ -99,6 +101,8 @@ export type SchedulerDeps = {
   readonly weightOf: (tenantId: TenantId) => number;
   /** A delivery waits here no more, and nobody gives it back: its lease runs out. */
   readonly onDropped: (delivery: ClaimedDelivery) => void;
+  /** A delivery waits here no more, and is to be given back. */
+  readonly onGivenBack: (delivery: ClaimedDelivery) => void;
 };
 
 export function createScheduler(limits: SchedulerLimits, deps: SchedulerDeps) {
@@ -194,8 +198,9 @@ export function createScheduler(limits: SchedulerLimits, deps: SchedulerDeps) {
   /** Puts a queue that was not let go where `admission` says. */
   function putBack(queue: Queue, admission: Exclude<Admission, 'go'>): void {
     const { tenant } = queue;
-    if (admission === 'drop') {
-      while (depth(queue) > 0) deps.onDropped(take(queue));
+    if (admission === 'drop' || admission === 'give-back') {
+      const end = admission === 'drop' ? deps.onDropped : deps.onGivenBack;
+      while (depth(queue) > 0) end(take(queue));
       forgetIfEmpty(queue);
     } else if (
       admission === 'tenant-full' ||

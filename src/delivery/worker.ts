@@ -87,6 +87,10 @@ export function createWorker(deps: WorkerDeps) {
     now: deps.monotonic,
     weightOf: (tenantId) => deps.configs.peek(tenantId)?.quota.weight ?? 1,
     onDropped: (delivery) => lines.dropped(delivery),
+    onGivenBack: (delivery) => {
+      lines.done(delivery, false);
+      giveBack(delivery);
+    },
   });
   const lines = createLines({
     holdBehind: scheduler.holdBehind,

@@ -1,5 +1,10 @@
 import { describe, expect, test } from 'vitest';
-import { createScheduler as create, limitsFor, type SchedulerLimits } from '../../src/delivery/scheduler.ts';
+import {
+  createScheduler as create,
+  limitsFor,
+  type SchedulerDeps,
+  type SchedulerLimits,
+} from '../../src/delivery/scheduler.ts';
 import type { ClaimedDelivery } from '../../src/domain/delivery.ts';
 import type { DeliveryId, EventId, SubscriptionId, TenantId } from '../../src/domain/ids.ts';
 
@@ -31,8 +36,15 @@ function delivery(tenant: string, subscription: string, bytes = 10): ClaimedDeli
 const createScheduler = (
   bounds: SchedulerLimits,
   weights: Readonly<Record<string, number>> = {},
-  onDropped: (delivery: ClaimedDelivery) => void = () => {},
-) => create(bounds, { now: () => 0, weightOf: (tenantId) => weights[tenantId] ?? 1, onDropped });
+  told: Partial<Pick<SchedulerDeps, 'onDropped' | 'onGivenBack'>> = {},
+) =>
+  create(bounds, {
+    now: () => 0,
+    weightOf: (tenantId) => weights[tenantId] ?? 1,
+    onDropped: () => {},
+    onGivenBack: () => {},
+    ...told,
+  });
 const limits = (changes: Partial<SchedulerLimits> = {}): SchedulerLimits => ({
   ...limitsFor(100),
   ...changes,
@@ -155,13 +167,24 @@ describe('the scheduler', () => {
     ]);
   });
 
-  test('says what it dropped', () => {
+  test('says what it dropped, and what is to be given back', () => {
     const dropped: ClaimedDelivery[] = [];
-    const scheduler = createScheduler(limits(), {}, (d) => dropped.push(d));
-    const all = [delivery('a', 'x'), delivery('a', 'x')];
-    for (const d of all) scheduler.offer(d);
-    expect(scheduler.next(() => 'drop')).toBeUndefined();
-    expect(dropped).toEqual(all);
+    const givenBack: ClaimedDelivery[] = [];
+    const scheduler = createScheduler(
+      limits(),
+      {},
+      { onDropped: (d) => dropped.push(d), onGivenBack: (d) => givenBack.push(d) },
+    );
+    for (const [admission, told] of [
+      ['drop', dropped],
+      ['give-back', givenBack],
+    ] as const) {
+      const all = [delivery('a', 'x'), delivery('a', 'x')];
+      for (const d of all) scheduler.offer(d);
+      expect(scheduler.next(() => admission)).toBeUndefined();
+      expect(told).toEqual(all);
+    }
+    expect([dropped.length, givenBack.length, scheduler.waitingCount()]).toEqual([2, 2, 0]);
   });
 
   test('has no room while the bodies that wait are too large together', () => {

@@ -115,6 +115,23 @@ test('caps on attempts under way hold over four workers, of a subscription and o
   expect(most).toBeGreaterThanOrEqual(1);
 }, 180_000);
 
+test('what workers hold when their part of a cap becomes none goes on at once, with others', async () => {
+  const settings = { DISPATCH_LEASE_SECONDS: '600' }; // longer than anybody waits here
+  await using fleet = await startFleet({ apis: 1, workers: 4, redis: false }, settings);
+  await using receiver = await startReceiver();
+  receiver.answer = async () => {
+    await wait(30);
+    return { status: 204 };
+  };
+  const id = await newSubscription(fleet, 'acme', { url: receiver.url });
+  await storeBacklog(fleet.database, 'acme', uuidOf(id), 400);
+  for (const [i, maxInFlight] of [8, 1, 8, 2, 8, 1].entries()) {
+    await fleet.admin.tenants.setQuota({ tenantId: 'acme', quota: { maxInFlight } });
+    await eventually(() => expect(receiver.received.length).toBeGreaterThan(40 * (i + 1)), 60_000);
+  }
+  await eventually(() => expect(receiver.received.length).toBe(400), 60_000);
+}, 180_000);
+
 describe('an endpoint that dies under a backlog of 100,000', () => {
   test('is left alone by four workers but for one probe a window; its backlog is not touched, others do not notice; then it is ramped up', async () => {
     await using fleet = await startFleet({ apis: 1, workers: 4, redis: true });
