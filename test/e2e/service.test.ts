@@ -13,6 +13,7 @@ import { RetryListSchema } from '../../gen/dispatch/v1/subscription_service_pb.t
 import { lockDataDir } from '../../src/storage/data-dir-lock.ts';
 import { findPlace, removeEmbedded, startEmbedded } from '../../src/storage/embedded.ts';
 import { migrate } from '../../src/storage/migrate.ts';
+import { startPostgres } from '../faults/postgres-server.ts';
 import { cloneDatabase } from '../support/database.ts';
 import { eventually } from '../support/eventually.ts';
 import { ADMIN_KEY, clientsOf, MASTER_KEY } from '../support/instance.ts';
@@ -29,8 +30,9 @@ const external = (url: string) => ({
 
 describe('an idle service', () => {
   test('makes at most 2 queries a second, with a paused backlog and a retry hours away', async () => {
-    await using database = await cloneDatabase();
-    const dispatch = await spawnDispatch(external(database.url));
+    // The first visit of autovacuum is 15 transactions that nobody told from the service's: it has none here.
+    await using server = await startPostgres(['autovacuum=off']);
+    const dispatch = await spawnDispatch(external(server.url));
     const clients = clientsOf(dispatch.httpPort, ADMIN_KEY);
     await clients.tenants.createTenant({ tenant: { tenantId: 'acme' } });
     const slow = {
@@ -54,18 +56,20 @@ describe('an idle service', () => {
     for (const type of ['a', 'b'])
       await clients.publish.publish({ tenantId: 'acme', event: { type, body: { case: 'data', value: {} } } });
     // What an idle service runs are single statements, each its own transaction: the server counts those.
+    // The asker is in another database, and is not counted.
     const executed = async () => {
-      await database.owner.query('SELECT pg_stat_clear_snapshot()');
-      const { rows } = await database.owner.query<{ n: string }>(
-        'SELECT xact_commit + xact_rollback AS n FROM pg_stat_database WHERE datname = current_database()',
+      const [row] = await server.ask<{ n: string }>(
+        "SELECT xact_commit + xact_rollback AS n FROM pg_stat_database WHERE datname = 'dispatch'",
+        [],
+        'postgres',
       );
-      return Number(rows[0]!.n);
+      return Number(row!.n);
     };
     await wait(12_000); // the caches' checks and the first maintenance are over
     const windowSeconds = 20;
     const before = await executed();
     await wait(windowSeconds * 1_000); // this is the measurement itself
-    const perSecond = ((await executed()) - before - 2) / windowSeconds;
+    const perSecond = ((await executed()) - before) / windowSeconds;
     console.log(`idle: ${perSecond.toFixed(2)} transactions/s, each of one statement`);
     expect(perSecond).toBeGreaterThan(0.5); // the poll beneath the hints is there
     expect(perSecond).toBeLessThanOrEqual(2);
