@@ -76,7 +76,6 @@ export async function startConnectServer(
     shutdownSignal: shutdown.signal,
     fallback: (request, response) => answerPage(pages, request as Request, response as Response),
   });
-  let isClosing = false;
   /** No more connections are taken. */
   let isStopped = false;
   /** When the last call over HTTP/1.1 came. */
@@ -85,7 +84,7 @@ export async function startConnectServer(
   const onRequest = async (request: Request, response: Response) => {
     if (request.httpVersionMajor === 1) {
       calledAtMs = performance.now();
-      if (isClosing) response.shouldKeepAlive = false;
+      if (isStopped) response.shouldKeepAlive = false;
       responses.add(response);
       response.once('close', () => responses.delete(response));
     }
@@ -140,35 +139,38 @@ export async function startConnectServer(
           for (const session of sessions) session.destroy();
           for (const socket of sockets) socket.destroy();
         }, graceMs);
-        const onStopped = () => {
-          isStopped = true;
-          for (const session of sessions) session.close(); // GOAWAY, then ends with its last stream
-        };
-        void listener.close(onStopped).then(() => {
-          clearTimeout(timer);
-          done();
-        });
-        // From now on each HTTP/1.1 response closes its connection, and says so.
-        isClosing = true;
-        for (const response of responses) response.shouldKeepAlive = false;
         const closeIdle = () => {
           http1.close();
           http1.closeIdleConnections();
           http1.keepAliveTimeout = 1;
           for (const socket of sockets) if (socket.bytesRead === 0) socket.destroy();
         };
-        const closedAtMs = performance.now();
-        const lingerMs = Math.min(LINGER_MS, graceMs);
-        const lingersUntilMs = closedAtMs + Math.min(MAX_LINGER_MS, graceMs / 2);
-        const look = () => {
-          const nowMs = performance.now();
-          const leftMs = Math.max(closedAtMs, calledAtMs) + lingerMs - nowMs;
-          if (leftMs > 0 && nowMs < lingersUntilMs) lookAgain(leftMs);
-          else closeIdle();
+        const linger = () => {
+          const stoppedAtMs = performance.now();
+          const lingerMs = Math.min(LINGER_MS, graceMs);
+          const lingersUntilMs = stoppedAtMs + Math.min(MAX_LINGER_MS, graceMs / 2);
+          const look = () => {
+            const nowMs = performance.now();
+            const leftMs = Math.max(stoppedAtMs, calledAtMs) + lingerMs - nowMs;
+            if (leftMs > 0 && nowMs < lingersUntilMs) lookAgain(leftMs);
+            else closeIdle();
+          };
+          // Once what has come was read: when this process had to wait for a core, a request may lie there for longer than that.
+          const lookAgain = (afterMs: number) => setTimeout(() => setImmediate(look), afterMs).unref();
+          lookAgain(lingerMs);
         };
-        // Once what has come was read: when this process had to wait for a core, a request may lie there for longer than that.
-        const lookAgain = (afterMs: number) => setTimeout(() => setImmediate(look), afterMs).unref();
-        lookAgain(lingerMs);
+        // Callers that are told to go connect again at once: nobody is told before no more connections are taken.
+        const onStopped = () => {
+          isStopped = true;
+          for (const session of sessions) session.close(); // GOAWAY, then ends with its last stream
+          // From now on each HTTP/1.1 response closes its connection, and says so.
+          for (const response of responses) response.shouldKeepAlive = false;
+          linger();
+        };
+        void listener.close(onStopped).then(() => {
+          clearTimeout(timer);
+          done();
+        });
       }),
   };
 }
