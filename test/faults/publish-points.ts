@@ -44,14 +44,26 @@ export type PublishFault = {
   readonly strike: (link: Link) => void;
 };
 
-/** Lets a fault strike the next publish, once. Resolves when it has. */
-export function strikeAt({ point, front, back, key, isWhole, delayMs, strike }: PublishFault): Promise<void> {
+/**
+ * Lets a fault strike the next publish, once. Resolves when it has: with the statement that the publish had come to, or
+ * nothing if no statement was struck.
+ */
+export function strikeAt({
+  point,
+  front,
+  back,
+  key,
+  isWhole,
+  delayMs,
+  strike,
+}: PublishFault): Promise<Buffer | undefined> {
   return new Promise((struck) => {
     let held: Link | undefined;
+    let statement: Buffer | undefined;
     const fire = (link: Link): Fate => {
       held = link;
       strike(link);
-      struck();
+      struck(statement);
       return 'swallow';
     };
     const faceIn = point === 'connected' ? 'up' : point === 'answered' ? 'down' : undefined;
@@ -66,6 +78,7 @@ export function strikeAt({ point, front, back, key, isWhole, delayMs, strike }: 
       if (held !== undefined || faceIn !== undefined || direction === 'down') return 'pass';
       if (!executes(chunk, INGEST) || !chunk.includes(key)) return 'pass';
       held = link;
+      statement = chunk;
       if (point === 'committed') return 'pass';
       setTimeout(() => fire(link), delayMs);
       if (point === 'received') return 'swallow';
