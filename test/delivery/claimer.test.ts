@@ -6,7 +6,8 @@ import type { SubscriptionId, TenantId } from '../../src/domain/ids.ts';
 import type { Wanted } from '../../src/storage/claims.ts';
 import type { QueueHead } from '../../src/storage/walk.ts';
 
-/** How far back claims look. */
+/** How far back most claims look, and one a second. */
+const SOON_MS = 250;
 const LATE_MS = 5_000;
 const queue = { tenantId: 'a' as TenantId, subscriptionId: 'sub_1' as SubscriptionId };
 
@@ -70,7 +71,7 @@ test('a claim goes on where the last one ended, and the one after a short one lo
     { after: undefined, brought: [1, 2] },
     { after: 2, brought: [3, 4] },
     { after: 4, brought: [5] },
-    { after: 5 - LATE_MS, brought: [] },
+    { after: 5 - SOON_MS, brought: [] },
   ]);
 });
 
@@ -88,8 +89,41 @@ test('a queue that was emptied is not claimed from the front again, however ofte
   }
   expect(claims).toEqual([
     { after: undefined, brought: [1_000, 2_000] },
-    { after: 2_000 - LATE_MS, brought: [3_000] },
-    { after: 3_000 - LATE_MS, brought: [4_000] },
+    { after: 2_000 - SOON_MS, brought: [3_000] },
+    { after: 3_000 - SOON_MS, brought: [4_000] },
+  ]);
+});
+
+test('what turns up further back than most claims look is claimed by one that looks far, with no hint and no walk', async () => {
+  const { claimer, stored, claims, accepted, until } = setup([10_000, 20_000], 3);
+  const isFull = until(() => accepted.length === 2);
+  claimer.poke([queue]);
+  await isFull;
+  const isDrained = until(() => claims.length === 2);
+  claimer.poke([queue]);
+  await isDrained;
+  stored.push(19_000);
+  await until(() => accepted.length === 3);
+  expect(claims).toEqual([
+    { after: undefined, brought: [10_000, 20_000] },
+    { after: 20_000 - SOON_MS, brought: [] },
+    { after: 20_000 - LATE_MS, brought: [19_000] },
+  ]);
+});
+
+test('what the walk finds further back than most claims look is claimed at once', async () => {
+  const { claimer, stored, claims, accepted, heads, until } = setup([10_000, 20_000], 3);
+  const isDrained = until(() => accepted.length === 2);
+  claimer.poke([queue]);
+  await isDrained;
+  stored.push(19_000);
+  heads.push({ ...queue, dueAtMs: 19_000, dueInMs: -1 });
+  const isFound = until(() => accepted.length === 3);
+  claimer.poke(undefined);
+  await isFound;
+  expect(claims).toEqual([
+    { after: undefined, brought: [10_000, 20_000] },
+    { after: 20_000 - LATE_MS, brought: [19_000] },
   ]);
 });
 
