@@ -111,35 +111,22 @@ test('what turns up further back than most claims look is claimed by one that lo
   ]);
 });
 
-test('what the walk finds further back than most claims look is claimed at once', async () => {
+test.each([
+  ['further back than most claims look', 'by one that looks far', 19_000, 20_000 - LATE_MS],
+  ['where no claim looks back to', 'from the front', 10, undefined],
+])('what turns up %s is found by the walk, and claimed at once %s', async (_where, _how, dueAtMs, after) => {
   const { claimer, stored, claims, accepted, heads, until } = setup([10_000, 20_000], 3);
   const isDrained = until(() => accepted.length === 2);
   claimer.poke([queue]);
   await isDrained;
-  stored.push(19_000);
-  heads.push({ ...queue, dueAtMs: 19_000, dueInMs: -1 });
+  stored.push(dueAtMs);
+  heads.push({ ...queue, dueAtMs, dueInMs: -1 });
   const isFound = until(() => accepted.length === 3);
   claimer.poke(undefined);
   await isFound;
   expect(claims).toEqual([
     { after: undefined, brought: [10_000, 20_000] },
-    { after: 20_000 - LATE_MS, brought: [19_000] },
-  ]);
-});
-
-test('what turns up where no claim looks back to is found by the walk, and claimed from the front', async () => {
-  const { claimer, stored, claims, accepted, heads, until } = setup([10_000, 20_000], 3);
-  const isDrained = until(() => accepted.length === 2);
-  claimer.poke([queue]);
-  await isDrained;
-  stored.push(10);
-  heads.push({ ...queue, dueAtMs: 10, dueInMs: -1 });
-  const isFound = until(() => accepted.length === 3);
-  claimer.poke(undefined);
-  await isFound;
-  expect(claims).toEqual([
-    { after: undefined, brought: [10_000, 20_000] },
-    { after: undefined, brought: [10] },
+    { after, brought: [dueAtMs] },
   ]);
 });
 

@@ -97,7 +97,7 @@ export async function probePublish(world: World, probe: Probe, findings: Finding
   // The id that the struck statement would have stored. Not by the time in it: that is the database's as the API knows
   // it, which may be wrong by as much as its clock took to be read.
   const isCommitted = COMMITTED[point] ?? statement!.includes(idBytes(retry.eventId));
-  if (isCommitted) findings.committed++;
+  if (retry.duplicate) findings.committed++;
   if (retry.duplicate !== isCommitted) findings.misjudged++;
   const again = await probe.second.publish.publish(request(payload));
   if (!again.duplicate) findings.misjudged++;
