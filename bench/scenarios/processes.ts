@@ -1,4 +1,4 @@
-// More processes where one Node core is what limits: a backlog of bodies of 16 KiB that are signed by HMAC and by each of
+// More processes where one Node core is what limits: a backlog of bodies of 64 KiB that are signed by HMAC and by each of
 // five ed25519 keys (a subscription with four rotations under way, the most there can be), by `--processes` 1 and 2. CPU
 // figures say what was busy.
 import { randomBytes } from 'node:crypto';
@@ -19,9 +19,10 @@ import { makeTenants, truncate } from '../support/setup.ts';
 import type { Scenario } from './scenario.ts';
 
 const ROTATIONS = 4;
-const PER_TENANT = 160;
-const WARM_UP = 5_000;
-const BODY = randomBytes(16 * 1024);
+const WARM_UP = 2_000;
+/** The backlog lasts for as many a second. */
+const MAX_RATE = 3_000;
+const BODY = randomBytes(64 * 1024);
 const pause = (ms: number) => new Promise((done) => setTimeout(done, ms));
 
 export const processes: Scenario = {
@@ -53,7 +54,7 @@ export const processes: Scenario = {
     const count = async () => Number(await askSink(Number(sink.firstLine), 'count'));
     const measure = async (processCount: number) => {
       await truncate(owner, 'deliveries, closed_deliveries, attempts, events');
-      const each = PER_TENANT * Math.ceil(seconds / 2);
+      const each = Math.ceil((WARM_UP + MAX_RATE * seconds) / subscriptions.length);
       for (const { tenant_id, id } of subscriptions)
         await storeBacklog({ owner }, tenant_id, id, each, 0, BODY);
       await owner.query('VACUUM ANALYZE');

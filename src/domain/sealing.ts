@@ -21,16 +21,33 @@ export function seal(keys: MasterKeys, context: SealContext, plain: Uint8Array, 
 }
 
 /** Opens a sealed value. Throws if its master key is absent, or if it was changed or moved. */
+export type Unseal = (context: SealContext, sealed: Sealed) => Buffer;
+
+/** Opens one sealed value, as an Unseal does. */
 export function unseal(keys: MasterKeys, context: SealContext, sealed: Sealed): Buffer {
-  const master = keys.find((k) => k.id === sealed.masterKeyId);
-  if (master === undefined)
-    throw new Error(`master key "${sealed.masterKeyId}" is not in DISPATCH_MASTER_KEYS`);
-  const { bytes } = sealed;
-  const key = tenantKey(master.key, context.tenantId);
-  const decipher = createDecipheriv('aes-256-gcm', key, bytes.subarray(0, 12), { authTagLength: 16 });
-  decipher.setAAD(associatedData(context, master.id));
-  decipher.setAuthTag(bytes.subarray(bytes.length - 16));
-  return Buffer.concat([decipher.update(bytes.subarray(12, bytes.length - 16)), decipher.final()]);
+  return unsealerOf(keys)(context, sealed);
+}
+
+/**
+ * For many values: remembers the keys of the tenants that it meets, whose derivation takes most of the time that opening
+ * takes. It is kept for no longer than the many values are read.
+ */
+export function unsealerOf(keys: MasterKeys): Unseal {
+  const derived = new Map<string, Buffer>();
+  return (context, { masterKeyId, bytes }) => {
+    const master = keys.find((k) => k.id === masterKeyId);
+    if (master === undefined) throw new Error(`master key "${masterKeyId}" is not in DISPATCH_MASTER_KEYS`);
+    const name = `${context.tenantId}|${masterKeyId}`;
+    let key = derived.get(name);
+    if (key === undefined) {
+      key = tenantKey(master.key, context.tenantId);
+      derived.set(name, key);
+    }
+    const decipher = createDecipheriv('aes-256-gcm', key, bytes.subarray(0, 12), { authTagLength: 16 });
+    decipher.setAAD(associatedData(context, master.id));
+    decipher.setAuthTag(bytes.subarray(bytes.length - 16));
+    return Buffer.concat([decipher.update(bytes.subarray(12, bytes.length - 16)), decipher.final()]);
+  };
 }
 
 function tenantKey(master: Buffer, tenantId: string): Buffer {

@@ -21,7 +21,7 @@ import {
 import { isUuid, pageToken, parsePage } from '../domain/page.ts';
 import type { TenantPolicy } from '../domain/policy.ts';
 import type { Quota } from '../domain/quota.ts';
-import { type MasterKeys, seal } from '../domain/sealing.ts';
+import { type MasterKeys, seal, unsealerOf } from '../domain/sealing.ts';
 import {
   formatPublicKey,
   formatSecret,
@@ -131,7 +131,7 @@ export function createSubscriptionService(deps: SubscriptionServiceDeps) {
   const credentialsOf = (s: Subscription): EndpointCredentials =>
     s.credentials === undefined
       ? NO_CREDENTIALS
-      : openCredentials(deps.masterKeys, s.tenantId, s.subscriptionId, s.credentials);
+      : openCredentials(unsealerOf(deps.masterKeys), s.tenantId, s.subscriptionId, s.credentials);
 
   const shown = (s: Subscription): WireSubscription => toWire(s, credentialsOf(s), deps.now());
 

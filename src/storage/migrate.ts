@@ -11,12 +11,13 @@ const LOCK = 7_480_748_100; // any fixed number; the advisory lock of dispatch's
 
 /**
  * Whoever wants a table that a migration waits for waits behind it: never for longer than this. Between two tries all who
- * came meanwhile get their turn.
+ * came meanwhile get their turn. It is less than PostgreSQL's deadlock_timeout of 1 s: a statement that holds what a file needs
+ * next, and waits for what it has, is not ended as one of two in a deadlock, to wait again behind the one that was not.
  */
-const LOCK_TIMEOUT_MS = 2_000;
+const LOCK_TIMEOUT_MS = 750;
 const PAUSE_MS = 1_000;
 /** Some three minutes. */
-const MAX_TRIES = 60;
+const MAX_TRIES = 110;
 
 /** What `migrate` did. */
 export type MigrationReport = { readonly applied: readonly string[]; readonly partitionsMade: number };

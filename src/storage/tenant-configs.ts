@@ -8,7 +8,7 @@ import { type EndpointCredentials, type EndpointTls, NO_CREDENTIALS } from '../d
 import { createPatternIndex, type PatternIndex } from '../domain/event-type.ts';
 import { idBytes, idFromUuid, type SubscriptionId, type TenantId } from '../domain/ids.ts';
 import type { Quota } from '../domain/quota.ts';
-import { type MasterKeys, type Sealed, unseal } from '../domain/sealing.ts';
+import { type MasterKeys, type Sealed, type Unseal, unsealerOf } from '../domain/sealing.ts';
 import { SCHEMES, type SigningKey, signingKey } from '../domain/signature.ts';
 import type { BatchPolicy, OnDeadLetter, Ordering, SubscriptionState } from '../domain/subscription.ts';
 import type { TenantState } from '../domain/tenant.ts';
@@ -244,11 +244,12 @@ async function readConfig(
   const first = rows[0];
   if (first === undefined) return undefined;
   const quota = { ...defaultQuota, ...first.quota };
+  const unseal = unsealerOf(masterKeys);
   const targets = new Map<SubscriptionId, Target>();
   const patterns: { patterns: readonly string[]; value: Target }[] = [];
   for (const row of rows) {
     if (row.id === null) continue;
-    const target = toTarget(tenantId, row, masterKeys, quota, nowMs);
+    const target = toTarget(tenantId, row, unseal, quota, nowMs);
     targets.set(target.subscriptionId, target);
     patterns.push({ patterns: row.event_types ?? [], value: target });
   }
@@ -259,19 +260,13 @@ async function readConfig(
   return { tenantId, version, state, quota, targets, matches, isOrdered, hasBatches };
 }
 
-function toTarget(
-  tenantId: TenantId,
-  row: ConfigRow,
-  masterKeys: MasterKeys,
-  quota: Quota,
-  nowMs: number,
-): Target {
+function toTarget(tenantId: TenantId, row: ConfigRow, unseal: Unseal, quota: Quota, nowMs: number): Target {
   const subscriptionId = idFromUuid('sub', row.id ?? '') as SubscriptionId;
   const context = { tenantId, resourceId: subscriptionId, column: 'secret' };
   const { origin, pathname, search } = new URL(row.url ?? '');
   const sealed = { masterKeyId: row.credentials_key_id ?? '', bytes: row.credentials ?? Buffer.alloc(0) };
   const credentials =
-    row.credentials === null ? NO_CREDENTIALS : openCredentials(masterKeys, tenantId, subscriptionId, sealed);
+    row.credentials === null ? NO_CREDENTIALS : openCredentials(unseal, tenantId, subscriptionId, sealed);
   return {
     subscriptionId,
     idBytes: idBytes(subscriptionId),
@@ -284,7 +279,7 @@ function toTarget(
     secrets: (row.sealed ?? []).map((bytes, i) => ({
       key: signingKey(
         row.schemes?.[i] ?? 'v1',
-        unseal(masterKeys, context, { masterKeyId: row.master_key_ids?.[i] ?? '', bytes }),
+        unseal(context, { masterKeyId: row.master_key_ids?.[i] ?? '', bytes }),
       ),
       liveUntilMs: nowMs + (row.live_ms?.[i] ?? Number.POSITIVE_INFINITY),
     })),
@@ -311,13 +306,13 @@ const targetBreaker = (row: z.infer<typeof breakerSchema>, nowMs: number): Targe
 
 /** Credentials as they are sealed: a JSON document. Throws if it was changed, moved or its master key is absent. */
 export function openCredentials(
-  masterKeys: MasterKeys,
+  unseal: Unseal,
   tenantId: TenantId,
   subscriptionId: SubscriptionId,
   sealed: Sealed,
 ): EndpointCredentials {
   const context = { tenantId, resourceId: subscriptionId, column: 'credentials' };
-  return JSON.parse(unseal(masterKeys, context, sealed).toString('utf8')) as EndpointCredentials;
+  return JSON.parse(unseal(context, sealed).toString('utf8')) as EndpointCredentials;
 }
 
 /** Two subscriptions never share a connection that one of them authenticated. */

@@ -2,7 +2,7 @@ import { randomBytes } from 'node:crypto';
 import { describe, expect, test } from 'vitest';
 import { apiKeyMatches, formatApiKey, hashApiKey, keyIdOf } from '../../src/domain/api-key.ts';
 import { createIdSource, type KeyId } from '../../src/domain/ids.ts';
-import { seal, unseal } from '../../src/domain/sealing.ts';
+import { seal, unseal, unsealerOf } from '../../src/domain/sealing.ts';
 
 describe('sealed secrets', () => {
   const keys = [
@@ -21,6 +21,18 @@ describe('sealed secrets', () => {
       expect(() => unseal(keys, { ...context, ...moved }, sealed)).toThrow();
     },
   );
+  test('open many at once, each under the key of its own tenant and master key', () => {
+    const unsealMany = unsealerOf(keys);
+    const places = ['acme', 'other'].flatMap((tenantId) =>
+      [keys, [...keys].reverse()].map((under) => ({ context: { ...context, tenantId }, under })),
+    );
+    for (const place of [...places, ...places]) {
+      const of = seal(place.under, place.context, Buffer.from(place.context.tenantId), randomBytes(12));
+      expect(unsealMany(place.context, of).toString()).toBe(place.context.tenantId);
+      expect(() => unsealMany({ ...place.context, tenantId: 'third' }, of)).toThrow();
+      expect(() => unsealMany(place.context, { ...of, masterKeyId: 'k3' })).toThrow('"k3"');
+    }
+  });
   test('do not open when a bit was changed', () => {
     for (let i = 0; i < sealed.bytes.length; i++) {
       const bytes = Buffer.from(sealed.bytes);

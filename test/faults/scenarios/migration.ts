@@ -1,6 +1,6 @@
 // The next version is rolled out while the one before it serves, and a long reader holds a table that its migration has to
-// lock. Whoever waits behind the migration waits for 2 s at most; once the reader is done, so is the migration, and both
-// versions serve on the new schema.
+// lock. Whoever waits behind the migration waits for no longer than it does at a time; once the reader is done, so is the
+// migration, and both versions serve on the new schema.
 import { copyFileSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
