@@ -85,7 +85,8 @@ const FRONT: ClaimPosition = { dueAtMs: 0, idBytes: Buffer.alloc(16) };
  *
  * What was picked is locked and there, so nothing is inserted: this is an update whose rows are found by their key whatever
  * the planner believes. One that knows a queue as empty reads all of its index instead, which took 0.4 s where an old
- * snapshot kept what was delivered (ADR 0021).
+ * snapshot kept what was delivered (ADR 0021). A scan begins at the first lower bound of run_at that is written: IN_DUE, which
+ * a locking statement keeps, comes after the position, or each claim reads the index of its queue from the front.
  */
 export async function claim(
   pool: Statements,
@@ -103,8 +104,9 @@ export async function claim(
         CROSS JOIN LATERAL (
           SELECT d.tenant_id, d.id, d.subscription_id, d.attempt_count, d.retry_base, d.round_at, d.run_at
           FROM deliveries d
-          WHERE d.tenant_id = q.tenant_id AND d.subscription_id = q.subscription_id AND d.run_at <= now() AND d.${IN_DUE}
+          WHERE d.tenant_id = q.tenant_id AND d.subscription_id = q.subscription_id
             AND (d.run_at, d.id) > (timestamptz 'epoch' + q.after_us * interval '1 us', q.after_id)
+            AND d.run_at <= now() AND d.${IN_DUE}
           ORDER BY d.run_at, d.id LIMIT q.room FOR UPDATE SKIP LOCKED) p LIMIT ${MAX_CLAIM}),
       leased AS (
         INSERT INTO deliveries AS d (tenant_id, id, subscription_id, run_at, lease)

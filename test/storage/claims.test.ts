@@ -1,4 +1,5 @@
 import { randomBytes } from 'node:crypto';
+import pg from 'pg';
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import type { NewEvent } from '../../src/domain/event.ts';
 import {
@@ -426,11 +427,49 @@ test('no statement of a delivery reads through a queue that the planner takes fo
   }
 });
 
-/** A pool that keeps the plans of what runs in it, by name. */
-function explaining(of: Database['claims']) {
+test('a claim that goes on in a queue reads nothing of what was delivered in front of it and is not vacuumed', async () => {
+  const { owner, url } = database;
+  const s = newSubscription();
+  await using _ = await openReader(url); // from here on nothing that is deleted is forgotten
+  await owner.query(
+    `INSERT INTO deliveries (tenant_id, id, subscription_id, run_at)
+      SELECT $1, gen_random_uuid(), $2, now() - interval '1 min' FROM generate_series(1, 20000)`,
+    [a, s],
+  );
+  await owner.query('DELETE FROM deliveries WHERE tenant_id = $1 AND subscription_id = $2', [a, s]);
+  await store([event(a, [s])]);
+  const { rows } = await owner.query('SELECT extract(epoch FROM now())::float8 * 1000 AS now_ms');
+  const queue = {
+    tenantId: a,
+    subscriptionId: encodeId('sub', s) as SubscriptionId,
+    room: 3,
+    after: { dueAtMs: rows[0].now_ms - 30_000, idBytes: Buffer.alloc(16) },
+  };
+  const claiming = explaining(db.claims, 'ANALYZE, BUFFERS, TIMING OFF');
+  await claim(claiming.pool, [queue], randomBytes(16), LEASE_MS, performance.now());
+  const plan = claiming.plans.get('claim')!;
+  const pages = plan.match(
+    /Index Scan using \w*_run_at_id_idx .*rows=1\.00.*\n(?:.*\n)*? *Buffers: (.*)/,
+  )?.[1];
+  const read = [...(pages ?? '').matchAll(/(?:hit|read)=(\d+)/g)].reduce((sum, [, n]) => sum + Number(n), 0);
+  expect(read, plan).toBeGreaterThan(0);
+  expect(read, plan).toBeLessThan(20); // all that was delivered has some 200 pages in this index
+});
+
+/** A session with a snapshot that it keeps. */
+async function openReader(url: string) {
+  const client = new pg.Client({ connectionString: url });
+  await client.connect();
+  await client.query('BEGIN ISOLATION LEVEL REPEATABLE READ');
+  await client.query('SELECT FROM tenants');
+  return { [Symbol.asyncDispose]: () => client.end() };
+}
+
+/** A pool that keeps the plans of what runs in it, by name; with `ANALYZE` it has run by then, and runs a second time. */
+function explaining(of: Database['claims'], options = 'COSTS') {
   const plans = new Map<string, string>();
   const query = async ({ name, text, values }: { name: string; text: string; values: unknown[] }) => {
-    const { rows } = await of.query(`EXPLAIN ${text}`, values);
+    const { rows } = await of.query(`EXPLAIN (${options}) ${text}`, values);
     plans.set(name, rows.map((row) => row['QUERY PLAN']).join('\n'));
     return of.query({ name, text, values });
   };
