@@ -20,7 +20,7 @@ import type { Scenario } from './scenario.ts';
 
 const ROTATIONS = 4;
 const WARM_UP = 2_000;
-/** The backlog lasts for as many a second. */
+/** Deliveries a second that the backlog suffices for. */
 const MAX_RATE = 3_000;
 const BODY = randomBytes(64 * 1024);
 const pause = (ms: number) => new Promise((done) => setTimeout(done, ms));
