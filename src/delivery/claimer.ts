@@ -74,14 +74,12 @@ const MAX_LOOKS = 256;
 /** What is expected of a queue that had more than was claimed, and of another: few long queues fill a claim. */
 const MANY = 25;
 const FEW = 3;
-/** How long claims of a queue go on from where the last one ended. Then one looks back, and this often it looks far. */
+/** How long claims of a queue go on from where the last one ended. Then one looks back. */
 const LOOK_BACK_MS = 1_000;
 /**
  * How far. What becomes due does so behind where claims are, but for a transaction that took its time: it is visible later
- * than what began after it. Few take long, and a look back reads all that was delivered in this time and is not vacuumed:
- * most look back a little, one a second far. What took longer than that is found by the walk.
+ * than what began after it. One that took longer than this is found by the walk.
  */
-const SOON_MS = 250;
 const LATE_MS = 5_000;
 /** Queues whose claims are remembered. */
 const MAX_REACHED = 10_000;
@@ -89,17 +87,13 @@ const RESUME_MS = 5;
 /** How often an ordered queue is looked through for what is in no line. */
 const LEFTOVERS_MS = 1_000;
 
-/**
- * How far the claims of a queue have come, until when the next goes on right there instead of looking back, and from when
- * one that looks back looks far.
- */
-type Reached = { readonly position: ClaimPosition; readonly untilMs: number; readonly farAtMs: number };
+/** How far the claims of a queue have come, and until when the next goes on right there instead of looking back. */
+type Reached = { readonly position: ClaimPosition; readonly untilMs: number };
 /** Where a claim begins (undefined: at the front), and until when the ones after it go on where it ends. */
 type Begin = {
   readonly after: ClaimPosition | undefined;
-  readonly looks: 'on' | 'back' | 'far';
+  readonly looksBack: boolean;
   readonly untilMs: number;
-  readonly farAtMs: number;
 };
 type Planned = QueueKey & { readonly plan: ClaimPlan; readonly room: number };
 /** Where the claims of an ordered queue stand. */
@@ -195,18 +189,16 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
 
   function beginOf(queue: QueueKey, nowMs: number): Begin {
     const at = reached.get(keyOf(queue));
-    const nextMs = nowMs + LOOK_BACK_MS;
-    if (at === undefined) return { after: undefined, looks: 'far', untilMs: nextMs, farAtMs: nextMs };
-    const { position, untilMs, farAtMs } = at;
-    if (untilMs > nowMs) return { after: position, looks: 'on', untilMs, farAtMs };
-    const before = (ms: number) => ({ dueAtMs: position.dueAtMs - ms, idBytes: LOWEST_ID });
-    if (farAtMs > nowMs) return { after: before(SOON_MS), looks: 'back', untilMs: nextMs, farAtMs };
-    return { after: before(LATE_MS), looks: 'far', untilMs: nextMs, farAtMs: nextMs };
+    const untilMs = nowMs + LOOK_BACK_MS;
+    if (at === undefined) return { after: undefined, looksBack: true, untilMs };
+    if (at.untilMs > nowMs) return { after: at.position, looksBack: false, untilMs: at.untilMs };
+    const after = { dueAtMs: at.position.dueAtMs - LATE_MS, idBytes: LOWEST_ID };
+    return { after, looksBack: true, untilMs };
   }
 
   function settlePlain(
     queue: Planned,
-    { looks, untilMs, farAtMs }: Begin,
+    { looksBack, untilMs }: Begin,
     found: { readonly count: number; readonly last: ClaimPosition } | undefined,
   ): void {
     const key = keyOf(queue);
@@ -217,13 +209,12 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
       const isFurther = before === undefined || compareClaims(found.last, before.position) > 0;
       // A look back that was cut short is where the next claim goes on, wherever others have come to.
       const position = hasMore || isFurther ? { dueAtMs, idBytes } : before.position;
-      setReached(key, { position, untilMs: hasMore ? untilMs : 0, farAtMs });
+      setReached(key, { position, untilMs: hasMore ? untilMs : 0 });
     } else if (before !== undefined) {
-      setReached(key, { ...before, untilMs: 0, farAtMs });
+      setReached(key, { ...before, untilMs: 0 });
     }
-    // There may be something in front of where this claim began: the next looks back, and one in a second far.
-    if (!hasMore && looks !== 'on') settle(queue, found?.count ?? 0);
-    if (looks === 'back') later.add(queue, LOOK_BACK_MS);
+    // There may be something in front of where this claim began: the next looks back.
+    if (!hasMore && looksBack) settle(queue, found?.count ?? 0);
   }
 
   function setReached(key: string, at: Reached): void {
@@ -287,10 +278,8 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
 
   function addDue(head: QueueHead): void {
     const at = reached.get(keyOf(head));
-    const behindMs = at === undefined ? 0 : at.position.dueAtMs - head.dueAtMs;
-    // It lies where no claim would look, or not the next one.
-    if (behindMs > LATE_MS) reached.delete(keyOf(head));
-    else if (at !== undefined && behindMs > SOON_MS) setReached(keyOf(head), { ...at, farAtMs: 0 });
+    // It lies where no claim would look.
+    if (at !== undefined && head.dueAtMs < at.position.dueAtMs - LATE_MS) reached.delete(keyOf(head));
     due.add(head);
   }
 
