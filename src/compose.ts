@@ -591,7 +591,7 @@ async function startGroupCommit(shared: Shared, worker: Worker | undefined): Pro
     ingestNearLimit: (batch) => ingestNearLimit(db.engine, batch),
     admission: createAdmission({
       rate: createPublishRate(shared.limits, monotonic),
-      countBacklog: (tenantId, upTo) => countBacklog(db, tenantId, upTo),
+      countBacklog: (tenantId, upTo) => countBacklog(db.engine, tenantId, upTo),
       now: monotonic,
       onError: (error) => log.warn({ error: String(error) }, 'a backlog could not be counted'),
     }),

@@ -33,7 +33,7 @@ export type ManyStatements = Pick<
 export type Database = AsyncDisposable & {
   /** Hot statements, prepared by name, as dispatch_engine (ADR 0005 says why not slonik). */
   readonly engine: HotPool;
-  /** Claims, prepared by name, as dispatch_engine; their plans never hash a queue. */
+  /** Claims and the configurations they need, prepared by name, as dispatch_engine; their plans are look-ups by key. */
   readonly claims: HotPool;
   /** Records, prepared by name, as dispatch_engine; their plans never read through a queue. */
   readonly records: HotPool;
@@ -132,7 +132,7 @@ const TENANT: Settings = { role: 'dispatch_tenant' };
  * less than the shortest lease. slonik gives its statements their timeout itself, but only when a connection is opened.
  */
 const POOLED: Settings = { statement_timeout: '30000', idle_in_transaction_session_timeout: '9000' };
-/** One is used at a time, more only for queues with an order. */
+/** One is used at a time, more only for queues with an order and while configurations are read. */
 const MAX_CLAIM_CONNECTIONS = 4;
 /** Two of each lane of the recorder. */
 const MAX_RECORD_CONNECTIONS = 4;

@@ -2,6 +2,7 @@
 import { z } from 'zod';
 import type { TenantId } from '../domain/ids.ts';
 import { type Database, sql } from './database.ts';
+import type { Statements } from './hot-pool.ts';
 
 /** What was accepted in one hour or day, which begins at `startMs` (since 1970). */
 export type UsageRow = {
@@ -79,11 +80,11 @@ export async function pruneUsage(db: Pick<Database, 'many'>): Promise<number> {
 }
 
 /** How many deliveries of a tenant are not finished; counts no further than `upTo`. */
-export async function countBacklog(
-  db: Pick<Database, 'many'>,
-  tenantId: TenantId,
-  upTo: number,
-): Promise<number> {
-  return db.many.oneFirst(sql.type(z.object({ count: z.number() }))`
-    SELECT count(*) AS count FROM (SELECT FROM deliveries WHERE tenant_id = ${tenantId} LIMIT ${upTo}) d`);
+export async function countBacklog(pool: Statements, tenantId: TenantId, upTo: number): Promise<number> {
+  const { rows } = await pool.query<{ count: number }>({
+    name: 'count-backlog',
+    text: 'SELECT count(*)::float8 AS count FROM (SELECT FROM deliveries WHERE tenant_id = $1 LIMIT $2) d',
+    values: [tenantId, upTo],
+  });
+  return rows[0]!.count;
 }
