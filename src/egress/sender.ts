@@ -12,11 +12,11 @@ export const MAX_RESPONSE_BYTES = 64 * 1024;
 /** How much of a response's headers is kept: names and values. */
 const MAX_HEADER_BYTES = 4 * 1024;
 /**
- * How much may come before the head of a response is complete, and how often that is looked at. The parser bounds headers
- * (16 KiB) but no status line: an endless one cost 60 MB of garbage a second.
+ * How much may come before the head of a response is complete. The parser bounds headers (16 KiB) but no status line: an
+ * endless one cost 60 MB of garbage a second. It is looked at with every piece that comes: in one turn of the event loop up to
+ * 32 pieces of 64 KiB are read from each connection.
  */
 const MAX_HEAD_BYTES = 128 * 1024;
-const HEAD_LOOK_MS = 20;
 const MAX_POOLS = 2_000;
 const KEEP_ALIVE_MS = 30_000;
 const POOL_IDLE_MS = 120_000;
@@ -57,7 +57,7 @@ export function createSender(connect: Connect, now: () => number): Sender {
   const sweep = setInterval(() => closeIdle(now() - POOL_IDLE_MS), POOL_IDLE_MS / 2);
   sweep.unref();
   /** Connections that have carried a request. */
-  const used = new WeakSet<Socket>();
+  const lines = new WeakMap<Socket, Line>();
   /** The exchange whose headers are about to be sent, in this very turn. */
   let starting: Exchange | undefined;
   const onSendHeaders = (message: unknown) => {
@@ -65,30 +65,18 @@ export function createSender(connect: Connect, now: () => number): Sender {
     starting = undefined;
     if (exchange === undefined) return;
     const { socket } = message as { readonly socket: Socket };
-    exchange.goesOver(socket, timingOf(socket), used.has(socket));
-    used.add(socket);
-  };
-  /** Requests whose response's head is not complete. */
-  const heads = new Set<Exchange>();
-  let headTimer: NodeJS.Timeout | undefined;
-  const lookAtHeads = () => {
-    headTimer = undefined;
-    for (const exchange of heads) exchange.boundHead();
-    watchHeads();
-  };
-  const watchHeads = () => {
-    if (heads.size > 0) headTimer ??= setTimeout(lookAtHeads, HEAD_LOOK_MS);
+    const used = lines.get(socket);
+    const line: Line = used ?? { waiting: undefined };
+    line.waiting = exchange;
+    exchange.goesOver(socket, line, timingOf(socket), used !== undefined);
+    if (used !== undefined) return;
+    lines.set(socket, line);
+    // Before the parser has what came.
+    socket.prependListener('readable', () => line.waiting?.boundHead());
   };
   subscribe(SEND_HEADERS, onSendHeaders);
-  const watch: Watch = {
-    starts: (exchange) => {
-      starting = exchange;
-    },
-    sent: (exchange) => {
-      heads.add(exchange);
-      watchHeads();
-    },
-    headEnds: (exchange) => heads.delete(exchange),
+  const starts = (exchange: Exchange): void => {
+    starting = exchange;
   };
 
   function closeIdle(before: number): void {
@@ -130,7 +118,7 @@ export function createSender(connect: Connect, now: () => number): Sender {
       void client.destroy();
       done(result);
     };
-    dispatch(client, request, new Exchange(leftMs, now, watch, settle));
+    dispatch(client, request, new Exchange(leftMs, now, starts, settle));
   }
 
   return {
@@ -140,7 +128,7 @@ export function createSender(connect: Connect, now: () => number): Sender {
       open.inFlight++;
       open.usedAtMs = now();
       const startedAtMs = now();
-      const exchange = new Exchange(request.timeoutMs, now, watch, ({ result, isRace }) => {
+      const exchange = new Exchange(request.timeoutMs, now, starts, ({ result, isRace }) => {
         open.inFlight--;
         if (isRace) sendAgain(request, startedAtMs, done);
         else done(result);
@@ -150,7 +138,6 @@ export function createSender(connect: Connect, now: () => number): Sender {
     async [Symbol.asyncDispose]() {
       unsubscribe(SEND_HEADERS, onSendHeaders);
       clearInterval(sweep);
-      clearTimeout(headTimer);
       await Promise.all([...pools.values()].map((open) => open.pool.destroy()));
       pools.clear();
     },
@@ -164,12 +151,8 @@ function dispatch(to: Pool | Client, { path, headers, body }: SignedRequest, exc
 /** `isRace`: a kept-alive connection was closed before a byte of the response came. */
 type Settled = { readonly result: SendResult; readonly isRace: boolean };
 
-/** What the sender is told of an exchange. */
-type Watch = {
-  readonly starts: (exchange: Exchange) => void;
-  readonly sent: (exchange: Exchange) => void;
-  readonly headEnds: (exchange: Exchange) => void;
-};
+/** A connection, and the exchange on it whose response's head is not complete. */
+type Line = { waiting: Exchange | undefined };
 
 /** One request and its response. States: waiting → (response started →) settled, exactly once. */
 class Exchange implements Dispatcher.DispatchHandler {
@@ -177,8 +160,9 @@ class Exchange implements Dispatcher.DispatchHandler {
   readonly #timer: NodeJS.Timeout;
   readonly #now: () => number;
   readonly #startedAtMs: number;
-  readonly #watch: Watch;
+  readonly #starts: (exchange: Exchange) => void;
   #socket: Socket | undefined;
+  #line: Line | undefined;
   #bytesBefore = 0;
   #connection: ConnectionTiming | undefined;
   #isReused = false;
@@ -192,10 +176,16 @@ class Exchange implements Dispatcher.DispatchHandler {
   #chunks: Buffer[] = [];
   #bodyBytes = 0;
 
-  constructor(timeoutMs: number, now: () => number, watch: Watch, settle: (settled: Settled) => void) {
+  /** `starts` hears that it starts, right before its headers are sent. */
+  constructor(
+    timeoutMs: number,
+    now: () => number,
+    starts: (exchange: Exchange) => void,
+    settle: (settled: Settled) => void,
+  ) {
     this.#settle = settle;
     this.#now = now;
-    this.#watch = watch;
+    this.#starts = starts;
     this.#startedAtMs = now();
     this.#timer = setTimeout(() => this.#expire(timeoutMs), timeoutMs);
   }
@@ -204,16 +194,16 @@ class Exchange implements Dispatcher.DispatchHandler {
     this.#controller = controller;
     if (this.#settled)
       controller.abort(new Error('the deadline passed while the request waited for a connection'));
-    else this.#watch.starts(this);
+    else this.#starts(this);
   }
 
   /** Over a connection that was made for it, or that others were sent over before. */
-  goesOver(socket: Socket, connection: ConnectionTiming | undefined, isReused: boolean): void {
+  goesOver(socket: Socket, line: Line, connection: ConnectionTiming | undefined, isReused: boolean): void {
     this.#socket = socket;
+    this.#line = line;
     this.#bytesBefore = socket.bytesRead;
     this.#isReused = isReused;
     if (!isReused) this.#connection = connection;
-    if (!this.#settled) this.#watch.sent(this);
   }
 
   onResponseStarted(): void {
@@ -234,7 +224,7 @@ class Exchange implements Dispatcher.DispatchHandler {
     headers: Record<string, string | string[] | undefined>,
   ): void {
     if (status < 200) return; // 1xx comes before the response itself
-    this.#watch.headEnds(this);
+    this.#headEnds();
     this.#status = status;
     const value = headers['retry-after'];
     this.#retryAfter = Array.isArray(value) ? value[0] : value;
@@ -267,6 +257,10 @@ class Exchange implements Dispatcher.DispatchHandler {
     this.#finish({ kind: 'failure', errorClass, message: MESSAGES[errorClass], timing }, isRace);
   }
 
+  #headEnds(): void {
+    if (this.#line?.waiting === this) this.#line.waiting = undefined;
+  }
+
   #timing(): AttemptTiming {
     return { ...this.#connection, firstByteUs: this.#firstByteUs };
   }
@@ -295,7 +289,7 @@ class Exchange implements Dispatcher.DispatchHandler {
     if (this.#settled) return;
     this.#settled = true;
     clearTimeout(this.#timer);
-    this.#watch.headEnds(this);
+    this.#headEnds();
     this.#settle({ result, isRace });
   }
 }

@@ -1,0 +1,52 @@
+// What the sender takes from an endpoint that does not stop.
+import { subscribe, unsubscribe } from 'node:diagnostics_channel';
+import { type AddressInfo, createServer, type Socket } from 'node:net';
+import { expect, onTestFinished, test } from 'vitest';
+import type { SendResult } from '../../src/domain/delivery.ts';
+import { createConnect } from '../../src/egress/connector.ts';
+import { createAddressGuard } from '../../src/egress/guard.ts';
+import { createResolver } from '../../src/egress/resolver.ts';
+import { createSender } from '../../src/egress/sender.ts';
+
+const MAX_HEAD_BYTES = 128 * 1024;
+/** What one read of a connection brings at most. */
+const PIECE_BYTES = 64 * 1024;
+
+test.each([
+  ['reason phrase', 'HTTP/1.1 200 '],
+  ['status line of an interim response', 'HTTP/1.1 103 '],
+])('an endless %s is cut off at its bound, however fast it comes', async (_what, begin) => {
+  const server = createServer((socket) => {
+    const chunk = Buffer.alloc(1024 * 1024, 'a');
+    const pour = () => {
+      while (!socket.destroyed && socket.write(chunk));
+    };
+    socket.on('error', () => {});
+    socket.once('data', () => {
+      socket.write(begin);
+      socket.on('drain', pour);
+      pour();
+    });
+  });
+  await new Promise<void>((done) => server.listen(0, '127.0.0.1', done));
+  onTestFinished(() => void server.close());
+  const sockets: Socket[] = [];
+  const onSent = (message: unknown) => void sockets.push((message as { readonly socket: Socket }).socket);
+  subscribe('undici:client:sendHeaders', onSent);
+  onTestFinished(() => void unsubscribe('undici:client:sendHeaders', onSent));
+  const guard = createAddressGuard(['127.0.0.0/8']);
+  await using sender = createSender(createConnect(guard, createResolver([])), () => performance.now());
+
+  const { port } = server.address() as AddressInfo;
+  const origin = `http://127.0.0.1:${port}`;
+  const request = { origin, path: '/', headers: [], body: Buffer.from('{}'), tlsId: '', tls: undefined };
+  const result = await new Promise<SendResult>((done) =>
+    sender.send({ ...request, timeoutMs: 30_000 }, done),
+  );
+
+  expect(result).toMatchObject({ kind: 'failure', errorClass: 'protocol' });
+  expect(sockets).toHaveLength(1);
+  expect(sockets[0]!.bytesRead).toBeGreaterThan(MAX_HEAD_BYTES);
+  expect(sockets[0]!.bytesRead).toBeLessThanOrEqual(MAX_HEAD_BYTES + PIECE_BYTES);
+  expect(sockets[0]!.destroyed).toBe(true);
+});
