@@ -57,7 +57,7 @@ export function createSender(connect: Connect, now: () => number): Sender {
   const sweep = setInterval(() => closeIdle(now() - POOL_IDLE_MS), POOL_IDLE_MS / 2);
   sweep.unref();
   /** Connections that have carried a request. */
-  const lines = new WeakMap<Socket, Line>();
+  const carriers = new WeakMap<Socket, Carrier>();
   /** The exchange whose headers are about to be sent, in this very turn. */
   let starting: Exchange | undefined;
   const onSendHeaders = (message: unknown) => {
@@ -65,14 +65,14 @@ export function createSender(connect: Connect, now: () => number): Sender {
     starting = undefined;
     if (exchange === undefined) return;
     const { socket } = message as { readonly socket: Socket };
-    const used = lines.get(socket);
-    const line: Line = used ?? { waiting: undefined };
-    line.waiting = exchange;
-    exchange.goesOver(socket, line, timingOf(socket), used !== undefined);
+    const used = carriers.get(socket);
+    const carrier: Carrier = used ?? { waiting: undefined };
+    carrier.waiting = exchange;
+    exchange.goesOver(socket, carrier, timingOf(socket), used !== undefined);
     if (used !== undefined) return;
-    lines.set(socket, line);
+    carriers.set(socket, carrier);
     // Before the parser has what came.
-    socket.prependListener('readable', () => line.waiting?.boundHead());
+    socket.prependListener('readable', () => carrier.waiting?.boundHead());
   };
   subscribe(SEND_HEADERS, onSendHeaders);
   const starts = (exchange: Exchange): void => {
@@ -152,7 +152,7 @@ function dispatch(to: Pool | Client, { path, headers, body }: SignedRequest, exc
 type Settled = { readonly result: SendResult; readonly isRace: boolean };
 
 /** A connection, and the exchange on it whose response's head is not complete. */
-type Line = { waiting: Exchange | undefined };
+type Carrier = { waiting: Exchange | undefined };
 
 /** One request and its response. States: waiting → (response started →) settled, exactly once. */
 class Exchange implements Dispatcher.DispatchHandler {
@@ -162,7 +162,7 @@ class Exchange implements Dispatcher.DispatchHandler {
   readonly #startedAtMs: number;
   readonly #starts: (exchange: Exchange) => void;
   #socket: Socket | undefined;
-  #line: Line | undefined;
+  #carrier: Carrier | undefined;
   #bytesBefore = 0;
   #connection: ConnectionTiming | undefined;
   #isReused = false;
@@ -198,9 +198,14 @@ class Exchange implements Dispatcher.DispatchHandler {
   }
 
   /** Over a connection that was made for it, or that others were sent over before. */
-  goesOver(socket: Socket, line: Line, connection: ConnectionTiming | undefined, isReused: boolean): void {
+  goesOver(
+    socket: Socket,
+    carrier: Carrier,
+    connection: ConnectionTiming | undefined,
+    isReused: boolean,
+  ): void {
     this.#socket = socket;
-    this.#line = line;
+    this.#carrier = carrier;
     this.#bytesBefore = socket.bytesRead;
     this.#isReused = isReused;
     if (!isReused) this.#connection = connection;
@@ -258,7 +263,7 @@ class Exchange implements Dispatcher.DispatchHandler {
   }
 
   #headEnds(): void {
-    if (this.#line?.waiting === this) this.#line.waiting = undefined;
+    if (this.#carrier?.waiting === this) this.#carrier.waiting = undefined;
   }
 
   #timing(): AttemptTiming {
