@@ -4,7 +4,7 @@ import { Cluster, Redis } from 'ioredis';
 import type { RedisTarget } from '../config.ts';
 
 export const COMMAND_TIMEOUT_MS = 50;
-const PROBE_EVERY_MS = 250;
+export const PROBE_EVERY_MS = 250;
 /** No longer than that: instances that find Redis again at different times use more than a rate in between. */
 const MAX_RECONNECT_MS = PROBE_EVERY_MS;
 
@@ -53,10 +53,11 @@ export function connectRedis(
   }
 
   async function probe(): Promise<void> {
+    if (isUp) return; // a new connection was quicker than the timer
     try {
       // A read that any node may answer would not do: the node that scripts go to has to be there.
       await redis.set('{dispatch}:probe', '1', 'PX', 1_000);
-      if (closed) return;
+      if (closed || isUp) return;
       isUp = true;
       onChange(true, undefined);
     } catch {
@@ -64,9 +65,7 @@ export function connectRedis(
     }
   }
 
-  redis.on('ready', () => {
-    if (!isUp) void probe();
-  });
+  redis.on('ready', () => void probe());
 
   return {
     script(name, lua) {

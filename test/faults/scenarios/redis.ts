@@ -6,6 +6,7 @@ import { uuidOf } from '../../../src/domain/ids.ts';
 import { eventually } from '../../support/eventually.ts';
 import type { DispatchProcess } from '../../support/processes.ts';
 import { fullest, quantile, type Span } from '../figures.ts';
+import { type HandOver, handOversOf, looserBySeconds } from '../hands.ts';
 import { type RedisFault, startMovingRedis } from '../moving-redis.ts';
 import { startProducer } from '../producer.ts';
 import { startEndpoint } from '../receiver.ts';
@@ -36,8 +37,9 @@ export const redis: Scenario = {
     const { url } = await world.database();
     const { url: redisUrl, faults } = await startMovingRedis(world);
     const endpoint = await startEndpoint(world);
-    // Everything in each process: each publishes, delivers and keeps limits.
-    const start = () => world.dispatch(url, 'api,worker,maintenance', { DISPATCH_REDIS_URL: redisUrl });
+    // Everything in each process: each publishes, delivers and keeps limits, and logs in whose hands they are.
+    const settings = { DISPATCH_REDIS_URL: redisUrl, DISPATCH_LOG_LEVEL: 'info' };
+    const start = () => world.dispatch(url, 'api,worker,maintenance', settings);
     const processes = await Promise.all([start(), start()]);
     const clients = processes.map(adminOf);
     const admin = clients[0]!;
@@ -63,7 +65,7 @@ export const redis: Scenario = {
       latencies.set(name, [...(latencies.get(name) ?? []), ...producer.latencies.slice(from)]);
     };
     await wait(WARM_MS); // connections are made, code is compiled
-    const run: Run = { world, watch, changes: [], backMs: 0 };
+    const run: Run = { world, watch, forgottenAtMs: [], backMs: 0 };
     const rounds = world.sized(20);
     for (let round = 0; round < rounds; round++) {
       for (const fault of faults) {
@@ -80,9 +82,10 @@ export const redis: Scenario = {
     });
     const verdict = await world.judge(url);
     const atMs = (await attemptsAtMs(url, limited)).filter((at) => at <= stoppedAtMs);
+    const away = rounds * faults.filter(({ isAway }) => isAway).length;
     const calm = quantile(latencies.get('calm')!, 0.99);
     const suffered = faults.flatMap(({ name }) => latencies.get(name)!);
-    const changes = [...run.changes, ...watch.blipsAtMs];
+    const handOvers = processes.map((process) => handOversOf(process.output()));
     return {
       verdict,
       figures: [
@@ -92,7 +95,8 @@ export const redis: Scenario = {
         { name: 'p99 of publishes, ms', value: calm },
         ...faults.map(({ name }) => ({ name, value: quantile(latencies.get(name)!, 0.99) })),
         { name: 'more under faults, ms', value: quantile(suffered, 0.99) - calm, atMost: 60 },
-        ...WINDOWS_MS.map((windowMs) => rateFigure(atMs, windowMs, changes)),
+        ...WINDOWS_MS.map((windowMs) => rateFigure(atMs, windowMs, handOvers, run.forgottenAtMs)),
+        { name: 'changes of hands', value: handOvers.flat().length, atLeast: 2 * processes.length * away },
         { name: 'ready again after, ms', value: run.backMs, atMost: BACK_WITHIN_MS },
       ],
     };
@@ -104,21 +108,20 @@ const sumOf = (counts: Iterable<number>) => [...counts].reduce((sum, n) => sum +
 type Run = {
   readonly world: World;
   readonly watch: ReturnType<typeof watchReadiness>;
-  /** When limits changed hands, both ways; Unix ms. */
-  readonly changes: number[];
+  /** When Redis was made to forget what had been taken; Unix ms. */
+  readonly forgottenAtMs: number[];
   /** The longest time that it took to be ready again. */
   backMs: number;
 };
 
 /** One fault, until all is as before. */
 async function suffer(run: Run, { name, isAway, begin, end }: RedisFault): Promise<void> {
-  const { world, watch, changes } = run;
+  const { world, watch } = run;
   // Killed it is away for longer: most of a window then holds the parts of a rate that each process has by itself.
   const awayMs = name === 'killed' ? world.between(1_500, 2_500) : world.between(400, 800);
-  watch.isExpected = true;
   world.timeline.fault(name);
   await begin();
-  changes.push(Date.now());
+  if (name === 'flushed') run.forgottenAtMs.push(Date.now());
   if (isAway) {
     const awayUntil = performance.now() + awayMs;
     await eventually(() => {
@@ -138,24 +141,19 @@ async function suffer(run: Run, { name, isAway, begin, end }: RedisFault): Promi
     if (notReadyAt - endedAt > 2 * BACK_WITHIN_MS) throw new Error(`${name}, back, and never ready again`);
     await wait(10);
   }
-  if (name !== 'flushed') changes.push(Date.now() - (performance.now() - notReadyAt));
-  watch.isExpected = false;
   run.backMs = Math.max(run.backMs, notReadyAt - endedAt);
 }
 
 /** What /readyz says, asked again and again. */
 function watchReadiness(processes: readonly DispatchProcess[]) {
   const texts = processes.map(() => 'ready\n');
-  const blipsAtMs: number[] = [];
   const stopping = new AbortController();
   let polls = 0;
   const polling = (async () => {
     while (!stopping.signal.aborted) {
       await Promise.all(
         processes.map(async ({ httpPort }, i) => {
-          const text = await (await fetch(`http://127.0.0.1:${httpPort}/readyz`)).text();
-          if (text !== texts[i] && !watch.isExpected) blipsAtMs.push(Date.now());
-          texts[i] = text;
+          texts[i] = await (await fetch(`http://127.0.0.1:${httpPort}/readyz`)).text();
         }),
       );
       polls++;
@@ -166,9 +164,6 @@ function watchReadiness(processes: readonly DispatchProcess[]) {
   const watch = {
     /** The last answers. */
     texts: texts as readonly string[],
-    /** Changes that no fault explains, Unix ms: a call took more than 50 ms on a machine that is busy. */
-    blipsAtMs: blipsAtMs as readonly number[],
-    isExpected: false,
     /** Resolves when all were asked and answered from now on. */
     async polled(): Promise<void> {
       const until = polls + 2;
@@ -209,13 +204,18 @@ async function attemptsAtMs(ownerUrl: string, subscriptionId: string): Promise<n
 
 /**
  * How full the fullest window was, as a share of its bound: the rate; what a slot may be late and what may be caught up
- * (0.4 s, 4 % of 10 s); and for each time that limits changed hands what was taken ahead and what may be caught up (0.3 s).
+ * (0.4 s, 4 % of 10 s); what limits that changed hands let pass; and each time that Redis forgot, what had been taken
+ * ahead and what may be caught up (0.3 s).
  */
-function rateFigure(atMs: readonly number[], windowMs: number, changes: readonly number[]): Figure {
-  const boundOf = ({ fromMs, toMs }: Span) => {
-    // What was taken ahead right before the window began is used in it.
-    const changed = changes.filter((at) => at > fromMs - 300 && at <= toMs).length;
-    return LIMIT * (windowMs / 1000 + 0.4 + 0.3 * changed);
+function rateFigure(
+  atMs: readonly number[],
+  windowMs: number,
+  handOvers: readonly (readonly HandOver[])[],
+  forgottenAtMs: readonly number[],
+): Figure {
+  const boundOf = (window: Span) => {
+    const forgotten = forgottenAtMs.filter((at) => at > window.fromMs - 300 && at <= window.toMs).length;
+    return LIMIT * (windowMs / 1000 + 0.4 + 0.3 * forgotten + looserBySeconds(handOvers, window));
   };
   const { share } = fullest(atMs, windowMs, boundOf);
   return { name: `fullest ${windowMs / 1000} s ÷ its bound`, value: share, atMost: 1 };
