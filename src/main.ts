@@ -13,7 +13,7 @@ import type { Ports } from './quick-start.ts';
 // beside the code that it was made of, where whoever could change it could change that as well; where nothing can be
 // written a start takes as long as the first.
 enableCompileCache(fileURLToPath(new URL('../node_modules/.cache/dispatch', import.meta.url)));
-const { startInstance } = await import('./compose.ts');
+const { startInstance } = await import('./compose/instance.ts');
 const { readConfig } = await import('./config.ts');
 const { install, installedBefore } = await import('./install.ts');
 const { runProcesses } = await import('./processes.ts');

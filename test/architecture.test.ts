@@ -11,7 +11,7 @@ const LAYERS: readonly (readonly string[])[] = [
   ['storage', 'limits', 'egress'],
   ['publishing', 'delivery', 'maintenance'],
   ['rpc'],
-  ['compose.ts', 'install.ts'],
+  ['compose', 'install.ts'],
   ['quick-start.ts'],
   ['processes.ts'],
   ['main.ts'],
@@ -44,7 +44,7 @@ function problemOf(file: string, target: string): string | undefined {
     const to = unitOf(path);
     if (from === to || NEIGHBOURS.has(`${from} → ${to}`)) return undefined;
     if (layerOf(to) === layerOf(from))
-      return 'folders of one layer never import each other: compose.ts joins them';
+      return 'folders of one layer never import each other: compose/ joins them';
     return layerOf(to) < layerOf(from) ? undefined : 'a lower layer must not know a higher one';
   }
   if (from === 'domain' && !['node:crypto', 'node:buffer', 'node:zlib'].includes(target)) {

@@ -1,6 +1,6 @@
 // The worker: claimed → prepared → signed → sent → judged → recorded, for one request after the other, as many at
 // once as the scheduler lets go. May import storage, egress, domain and telemetry; publishing hands over to it
-// through compose.
+// through compose/.
 //
 // A delivery in here is: waiting in the scheduler, or behind another in its line → in a request (of one, or of a batch) →
 // recorded | released | dropped (its lease ran out).

@@ -1,5 +1,5 @@
 // Background work, by one leader among all instances: replay jobs, deletions, retention, partitions. Each task is a
-// runOnce() that does a bounded piece and returns counts. May import storage, publishing's jobs come through compose.
+// runOnce() that does a bounded piece and returns counts. May import storage, publishing's jobs come through compose/.
 import type { EndpointTasks } from './endpoints.ts';
 import type { HistoryTasks } from './history.ts';
 import type { PurgeTasks } from './purge.ts';

@@ -1,6 +1,6 @@
 // A running dispatch for a test file: in this process, on a database of its own, with every role unless told.
 import { randomBytes } from 'node:crypto';
-import { startInstance } from '../../src/compose.ts';
+import { startInstance } from '../../src/compose/instance.ts';
 import { type Config, parseConfig } from '../../src/config.ts';
 import { createLog } from '../../src/telemetry/logger.ts';
 import { cloneDatabase, type TestDatabase } from './database.ts';
