@@ -126,8 +126,15 @@ export const stored: Scenario = {
         await storeHistory(owner);
         await owner.end();
       }
-      const load = { seconds, callers: 4, size: 200, sink: sink.firstLine };
-      return async () => (await publish({ kind: 'batch', port: product.grpcPort, ...load })).perSecond;
+      const load = {
+        kind: 'batch',
+        port: product.grpcPort,
+        callers: 4,
+        size: 200,
+        sink: sink.firstLine,
+      } as const;
+      await publish({ ...load, seconds: WARM_UP_S });
+      return async () => (await publish({ ...load, seconds })).perSecond;
     };
     const full = await side(true);
     const empty = await side(false);
