@@ -3,24 +3,13 @@ import { SubscriptionService } from '../../gen/dispatch/v1/subscription_service_
 import { jsonClient } from '../../test/support/clients.ts';
 import { inTurn } from '../support/in-turn.ts';
 import { TENANTS } from '../support/payload.ts';
-import { ADMIN_KEY, type Child, type Product, startChild, startProduct } from '../support/processes.ts';
-import { publish } from '../support/run-load.ts';
+import { ADMIN_KEY, startChild, startProduct } from '../support/processes.ts';
+import { batchRate } from '../support/run-load.ts';
 import { makeTenants } from '../support/setup.ts';
 import { WARM_UP_S } from './end-to-end.ts';
 import type { Scenario } from './scenario.ts';
 
 const DELAYS_MS = [0, 20, 100];
-
-function loadOf(product: Product, sink: Child): (seconds: number) => Promise<number> {
-  const load = {
-    kind: 'batch',
-    port: product.grpcPort,
-    callers: 4,
-    size: 200,
-    sink: sink.firstLine,
-  } as const;
-  return async (seconds) => (await publish({ ...load, seconds })).perSecond;
-}
 
 export const receivers: Scenario = {
   name: 'receivers',
@@ -32,7 +21,7 @@ export const receivers: Scenario = {
       const sink = stack.use(await startChild('../support/sink.ts', [`--delay=${delayMs}`]));
       const product = stack.use(await startProduct(serverUrl));
       await makeTenants(product.httpPort, `http://127.0.0.1:${sink.firstLine}/`);
-      const rate = loadOf(product, sink);
+      const rate = batchRate(product, sink);
       await rate(WARM_UP_S);
       sides.set(`${delayMs} ms /s`, () => rate(seconds));
     }
@@ -66,7 +55,7 @@ export const oneHangs: Scenario = {
         const subscription = { url: `${url}hang`, eventTypes: ['order.*'] };
         await subscriptions.createSubscription({ tenantId: TENANTS[0]!, subscription });
       }
-      const rate = loadOf(product, sink);
+      const rate = batchRate(product, sink);
       await rate(WARM_UP_S);
       return () => rate(seconds);
     };

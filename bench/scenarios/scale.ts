@@ -15,7 +15,7 @@ import {
   startProduct,
   startServe,
 } from '../support/processes.ts';
-import { publish } from '../support/run-load.ts';
+import { batchRate, publish } from '../support/run-load.ts';
 import { makeTenants, truncate } from '../support/setup.ts';
 import { WARM_UP_S } from './end-to-end.ts';
 import type { Scenario } from './scenario.ts';
@@ -126,15 +126,9 @@ export const stored: Scenario = {
         await storeHistory(owner);
         await owner.end();
       }
-      const load = {
-        kind: 'batch',
-        port: product.grpcPort,
-        callers: 4,
-        size: 200,
-        sink: sink.firstLine,
-      } as const;
-      await publish({ ...load, seconds: WARM_UP_S });
-      return async () => (await publish({ ...load, seconds })).perSecond;
+      const rate = batchRate(product, sink);
+      await rate(WARM_UP_S);
+      return () => rate(seconds);
     };
     const full = await side(true);
     const empty = await side(false);

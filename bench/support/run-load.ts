@@ -1,6 +1,7 @@
 // Runs a load program to its end and reads the last line that it prints.
 import { execFile } from 'node:child_process';
 import { promisify } from 'node:util';
+import type { Child, Product } from './processes.ts';
 
 const run = promisify(execFile);
 
@@ -35,4 +36,16 @@ export type Publishing = {
 export function publish({ kind, port, fanOut, ...rest }: Publishing): Promise<Load> {
   const options = Object.entries({ ...rest, 'fan-out': fanOut }).filter(([, value]) => value !== undefined);
   return runLoad('load.ts', [kind, port, ...options.map(([name, value]) => `--${name}=${value}`)]);
+}
+
+/** Events a second end to end, published in the usual batches to a product whose deliveries go to a sink. */
+export function batchRate(product: Product, sink: Child): (seconds: number) => Promise<number> {
+  const load = {
+    kind: 'batch',
+    port: product.grpcPort,
+    callers: 4,
+    size: 200,
+    sink: sink.firstLine,
+  } as const;
+  return async (seconds) => (await publish({ ...load, seconds })).perSecond;
 }
