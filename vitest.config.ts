@@ -38,6 +38,7 @@ export default defineConfig({
           name: 'unit',
           include: ['test/**/*.test.ts'],
           exclude: ['test/e2e/**', 'test/storage/**', 'test/limits/**', 'test/faults/**'],
+          maxWorkers: 2, // of two cores one would be left idle
           sequence: { groupOrder: 0 },
         },
       },
@@ -47,9 +48,8 @@ export default defineConfig({
           name: 'service',
           include: ['test/{e2e,storage,limits,faults}/**/*.test.ts'],
           exclude: ['test/faults/timed.test.ts'],
-          // Two cores are shared by the databases, the services and their receivers. Most of these tests wait for a span
-          // of time most of the time.
-          maxWorkers: 2,
+          // Most of these tests wait for a span of time most of the time: two at a time leave a quarter of two cores idle.
+          maxWorkers: 3,
           sequence: { groupOrder: 1 },
         },
       },

@@ -11,8 +11,9 @@ import { Webhook } from 'standardwebhooks';
 import { DeliveryState } from '../gen/dispatch/v1/event_pb.ts';
 import { Jitter } from '../gen/dispatch/v1/subscription_service_pb.ts';
 import { removeEmbedded } from '../src/storage/embedded.ts';
+import { freePort } from '../test/support/free-port.ts';
 import { clientsOf } from '../test/support/rpc-clients.ts';
-import { freePort, startChild } from './support/processes.ts';
+import { startChild } from './support/processes.ts';
 
 const EVENTS = 5_000;
 const BATCH = 250;

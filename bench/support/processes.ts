@@ -2,11 +2,11 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { mkdtemp, readFile } from 'node:fs/promises';
-import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import pg from 'pg';
 import { removeEmbedded, startEmbedded } from '../../src/storage/embedded.ts';
+import { freePort } from '../../test/support/free-port.ts';
 
 export const ADMIN_KEY = 'bench-admin-key-0123456789';
 
@@ -61,15 +61,6 @@ export async function startDatabase(): Promise<AsyncDisposable & { readonly url:
       await removeEmbedded(dataDir);
     },
   };
-}
-
-export function freePort(): Promise<number> {
-  return new Promise((done) => {
-    const server = createServer().listen(0, '127.0.0.1', () => {
-      const address = server.address();
-      server.close(() => done(typeof address === 'object' && address !== null ? address.port : 0));
-    });
-  });
 }
 
 export type Product = Child & {

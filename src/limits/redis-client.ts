@@ -23,12 +23,13 @@ export type LimitsClient = AsyncDisposable & {
   readonly ready: (withinMs: number) => Promise<void>;
 };
 
-/** `onChange` hears when Redis goes away (with the error) and comes back. */
+/** `onChange` hears when Redis goes away (with the error) and comes back; `commandTimeoutMs`: a call that takes longer fails. */
 export function connectRedis(
   target: RedisTarget,
   onChange: (isUp: boolean, error: unknown) => void,
+  commandTimeoutMs = COMMAND_TIMEOUT_MS,
 ): LimitsClient {
-  const redis = open(target);
+  const redis = open(target, commandTimeoutMs);
   let isUp = false;
   let probing: NodeJS.Timeout | undefined;
   let closed = false;
@@ -95,10 +96,10 @@ export function connectRedis(
   };
 }
 
-function open(target: RedisTarget): Redis | Cluster {
+function open(target: RedisTarget, commandTimeoutMs: number): Redis | Cluster {
   const common = {
     enableOfflineQueue: false,
-    commandTimeout: COMMAND_TIMEOUT_MS,
+    commandTimeout: commandTimeoutMs,
     maxRetriesPerRequest: 0,
     connectTimeout: 2_000,
     retryStrategy: (times: number) => Math.min(50 * times, MAX_RECONNECT_MS),

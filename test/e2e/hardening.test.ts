@@ -18,7 +18,7 @@ import { createAuthority } from '../support/certificates.ts';
 import { cloneDatabase } from '../support/database.ts';
 import { eventually } from '../support/eventually.ts';
 import { ADMIN_KEY, MASTER_KEY, startTestInstance } from '../support/instance.ts';
-import { freePort, spawnDispatch } from '../support/processes.ts';
+import { spawnDispatch } from '../support/processes.ts';
 import { randomFrom } from '../support/random.ts';
 import { clientsOf } from '../support/rpc-clients.ts';
 
@@ -262,8 +262,9 @@ test('22,000 malformed inputs on both ports: clean codes only, no crash, no stac
     DISPATCH_ADMIN_KEY: ADMIN_KEY,
     DISPATCH_MASTER_KEYS: `test:${MASTER_KEY.toString('base64')}`,
     DISPATCH_REFUSALS_PER_MINUTE: '1000000',
-    // Garbage is collected before the heap grows: what is seen to grow is kept, and more than this is a crash.
-    NODE_OPTIONS: '--max-old-space-size=128',
+    // Garbage is collected before the heap grows: what is seen to grow is kept, and more than this is a crash. The usual
+    // young generation takes more than all of this: V8 then marks without end, two thirds of the time.
+    NODE_OPTIONS: '--max-old-space-size=128 --max-semi-space-size=8',
   });
   const clients = clientsOf(dispatch.httpPort, ADMIN_KEY);
   await clients.tenants.createTenant({ tenant: { tenantId: 'acme' } });
@@ -399,5 +400,4 @@ test('TLS: both ports, by files that are read again when they change; mTLS refus
   await expect(startTestInstance({ ...settings, DISPATCH_TLS_KEY_FILE: file('none') })).rejects.toThrow(
     /DISPATCH_TLS_KEY_FILE/,
   );
-  expect(await freePort()).toBeGreaterThan(0);
 }, 120_000);

@@ -16,8 +16,9 @@ import { migrate } from '../../src/storage/migrate.ts';
 import { startPostgres } from '../faults/postgres-server.ts';
 import { cloneDatabase } from '../support/database.ts';
 import { eventually } from '../support/eventually.ts';
+import { freePort } from '../support/free-port.ts';
 import { ADMIN_KEY, clientsOf, MASTER_KEY } from '../support/instance.ts';
-import { freePort, spawnDispatch } from '../support/processes.ts';
+import { spawnDispatch } from '../support/processes.ts';
 import { startReceiver } from '../support/receiver.ts';
 
 const ROOT = new URL('../../', import.meta.url).pathname;

@@ -6,7 +6,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import pg from 'pg';
 import { eventually } from './eventually.ts';
-import { freePort } from './processes.ts';
+import { freePort } from './free-port.ts';
 
 export type PgBouncer = AsyncDisposable & {
   /** The database's URL through it. */

@@ -1,6 +1,6 @@
 // dispatch as real processes, for tests that kill them.
 import { type ChildProcess, spawn } from 'node:child_process';
-import { createServer } from 'node:net';
+import { freePort } from './free-port.ts';
 
 const MAIN = new URL('../../src/main.ts', import.meta.url).pathname;
 
@@ -27,18 +27,6 @@ export type DispatchProcess = {
   /** Ends it at once and waits until it is gone. */
   readonly kill: (signal: NodeJS.Signals) => Promise<number | null>;
 };
-
-/** A port that was free a moment ago. */
-export function freePort(): Promise<number> {
-  return new Promise((done, fail) => {
-    const server = createServer();
-    server.once('error', fail);
-    server.listen(0, '127.0.0.1', () => {
-      const address = server.address();
-      server.close(() => done(typeof address === 'object' && address !== null ? address.port : 0));
-    });
-  });
-}
 
 /** Starts `dispatch serve` and waits until it says that it is ready. */
 export async function spawnDispatch(

@@ -8,7 +8,7 @@ import { join } from 'node:path';
 import { Redis } from 'ioredis';
 import { parseConfig, type RedisTarget } from '../../src/config.ts';
 import { eventually } from './eventually.ts';
-import { freePort } from './processes.ts';
+import { freePort } from './free-port.ts';
 
 /** A redis-server process. */
 export type RedisServer = AsyncDisposable & {

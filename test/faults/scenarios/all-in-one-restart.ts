@@ -1,7 +1,7 @@
 // A process that publishes, delivers and looks after everything is restarted by SIGTERM under load, while what was just
 // published waits in its memory and requests are on the wire. It is the only one: callers try again until it is back.
 import { setTimeout as wait } from 'node:timers/promises';
-import { freePort } from '../../support/processes.ts';
+import { freePort } from '../../support/free-port.ts';
 import { startProducer } from '../producer.ts';
 import { startEndpoint } from '../receiver.ts';
 import type { Scenario } from '../scenario.ts';

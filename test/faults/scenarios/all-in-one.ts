@@ -6,7 +6,7 @@ import { join } from 'node:path';
 import pg from 'pg';
 import { embeddedUrl, removeWithServer, signalEmbedded } from '../../support/embedded.ts';
 import { eventually } from '../../support/eventually.ts';
-import { freePort } from '../../support/processes.ts';
+import { freePort } from '../../support/free-port.ts';
 import { clientsOf } from '../../support/rpc-clients.ts';
 import { startProducer } from '../producer.ts';
 import { startEndpoint } from '../receiver.ts';

@@ -6,7 +6,7 @@ import type pg from 'pg';
 import { BreakerState, Jitter } from '../../../gen/dispatch/v1/subscription_service_pb.ts';
 import { rampPerSecond } from '../../../src/domain/breaker.ts';
 import { eventually } from '../../support/eventually.ts';
-import { freePort } from '../../support/processes.ts';
+import { freePort } from '../../support/free-port.ts';
 import { startRedis } from '../../support/redis.ts';
 import { fullest } from '../figures.ts';
 import { startProducer } from '../producer.ts';

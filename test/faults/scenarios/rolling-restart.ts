@@ -2,8 +2,9 @@
 // failed call, nothing is lost, and nothing is sent twice: what was claimed and not sent is given back.
 
 import { eventually } from '../../support/eventually.ts';
+import { freePort } from '../../support/free-port.ts';
 import { ADMIN_KEY } from '../../support/instance.ts';
-import { type DispatchProcess, freePort } from '../../support/processes.ts';
+import type { DispatchProcess } from '../../support/processes.ts';
 import { type Producer, startProducer } from '../producer.ts';
 import { startEndpoint } from '../receiver.ts';
 import { retryingClient } from '../retrying-client.ts';
