@@ -7,6 +7,7 @@ import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import type { Config } from './config.ts';
 import type { Installed } from './install.ts';
+import type { Ready } from './processes.ts';
 import type { Ports } from './quick-start.ts';
 
 // Node keeps what it compiles, and the next start takes half the CPU: that is why the rest is loaded after this. It lies
@@ -91,7 +92,9 @@ async function serve(config: Config, installed: Installed, greet: (ports: Ports)
 async function main(): Promise<void> {
   const { command, config, processes } = readArguments();
   if (cluster.isWorker) {
-    await serve(config, installedBefore(config), (ports) => process.send?.(ports));
+    await serve(config, installedBefore(config), (ports) =>
+      process.send?.({ kind: 'ready', ports } satisfies Ready),
+    );
     return;
   }
   await using installed = await install(config);

@@ -1,10 +1,15 @@
 // --processes N: one parent that owns the embedded database and keeps N children running on the same ports.
 // A child says over its IPC channel that it is ready, with its ports.
 import cluster, { type Worker } from 'node:cluster';
+import { AggregatorRegistry } from 'prom-client';
 import type { Installed } from './install.ts';
 import type { Ports } from './quick-start.ts';
+import { tellMetrics } from './telemetry/cluster-metrics.ts';
 
 const RESTART_MS = 1_000;
+
+/** What a child says once it is ready. */
+export type Ready = { readonly kind: 'ready'; readonly ports: Ports };
 
 /** Runs until SIGTERM or SIGINT, then lets every child drain. A child that ends by itself is started again. */
 export async function runProcesses(
@@ -17,6 +22,7 @@ export async function runProcesses(
     DISPATCH_ADMIN_KEY: installed.adminKey,
     DISPATCH_MASTER_KEYS: installed.masterKeys.map((k) => `${k.id}:${k.key.toString('base64')}`).join(','),
   };
+  const metrics = new AggregatorRegistry();
   let stopping = false;
   let everReady = false;
   const children = new Set<Worker>();
@@ -25,10 +31,12 @@ export async function runProcesses(
       if (stopping) return;
       const child = cluster.fork(environment);
       children.add(child);
-      child.once('message', (ports) => {
-        if (!everReady) onReady(ports as Ports);
+      child.on('message', (message: Ready | { readonly kind?: unknown }) => {
+        if (message.kind !== 'ready') return;
+        if (!everReady) onReady((message as Ready).ports);
         everReady = true;
       });
+      tellMetrics(metrics, child);
       child.once('exit', (code) => {
         children.delete(child);
         if (stopping) {

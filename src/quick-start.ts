@@ -2,15 +2,18 @@
 import type { Config } from './config.ts';
 import type { Installed } from './install.ts';
 
-/** Where an instance listens; undefined without the api role. */
-export type Ports = { readonly httpPort: number | undefined; readonly grpcPort: number | undefined };
+/** Where an instance listens; without the api role it has no gRPC port, and HTTP for health and metrics alone. */
+export type Ports = { readonly httpPort: number; readonly grpcPort: number | undefined };
 
 /** The lines after a start. */
 export function quickStart(config: Config, installed: Installed, ports: Ports): string {
-  if (ports.httpPort === undefined) return `dispatch is ready (${[...config.roles].join(', ')})\n`;
   const host = config.host === '0.0.0.0' || config.host === '::' ? '127.0.0.1' : config.host;
   const scheme = config.tls === undefined ? 'http' : 'https';
   const url = `${scheme}://${host.includes(':') ? `[${host}]` : host}:${ports.httpPort}`;
+  if (ports.grpcPort === undefined) {
+    const roles = [...config.roles].join(', ');
+    return `dispatch is ready (${roles}): /healthz, /readyz and /metrics on ${url}\n`;
+  }
   const call = (method: string, body: object) =>
     `  curl -sS ${url}/dispatch.v1.${method} -H "authorization: Bearer $KEY" -H 'content-type: application/json' \\\n` +
     `    -d '${JSON.stringify(body)}'`;

@@ -8,10 +8,10 @@ import { createAdmission } from '../publishing/admission.ts';
 import { createGroupCommit, type GroupCommit, MAX_UNDER_WAY } from '../publishing/group-commit.ts';
 import { createAuthenticate } from '../rpc/authentication.ts';
 import { createCallPath } from '../rpc/call-path.ts';
-import { type Page, startConnectServer } from '../rpc/connect-server.ts';
+import { startConnectServer } from '../rpc/connect-server.ts';
 import { createDeadLetterService } from '../rpc/dead-letter-service.ts';
 import { createEventService } from '../rpc/event-service.ts';
-import { type RpcServer, type ServerAddress, startGrpcServer } from '../rpc/grpc-server.ts';
+import { type RpcServer, startGrpcServer } from '../rpc/grpc-server.ts';
 import { createJwtVerifier } from '../rpc/jwt.ts';
 import { createPublishService } from '../rpc/publish-service.ts';
 import { createRefusalLog } from '../rpc/refusal-log.ts';
@@ -22,7 +22,7 @@ import { writeAudit } from '../storage/audit.ts';
 import { databaseUnavailable } from '../storage/database.ts';
 import { ingest, ingestNearLimit } from '../storage/ingest.ts';
 import { countBacklog, takeUsageSlot } from '../storage/usage.ts';
-import { MAX_SKEW_SECONDS } from './heartbeat.ts';
+import { addressFor, pagesOf } from './pages.ts';
 import type { Shared } from './shared.ts';
 
 /** Listens on both ports; `stack` closes them, calls in hand first. Rejects when a port is taken. */
@@ -107,19 +107,9 @@ export async function startApi(
     },
   });
   const closeBoth = (server: RpcServer) => stack.defer(() => server.close(config.shutdownGraceMs));
-  const address = (port: number): ServerAddress => ({
-    host: config.host,
-    port,
-    maxConnections: config.maxConnections,
-    tls: config.tls,
-    onReload: (error) => {
-      if (error === undefined) log.info({ port }, 'new certificates are in use');
-      else log.error(error, 'new certificates could not be used; the old ones go on', { port });
-    },
-  });
-  const http = await startConnectServer(services, path, pages(shared), address(config.httpPort));
+  const http = await startConnectServer(services, path, pagesOf(shared), addressFor(shared, config.httpPort));
   closeBoth(http);
-  const grpc = await startGrpcServer(services, path, address(config.grpcPort));
+  const grpc = await startGrpcServer(services, path, addressFor(shared, config.grpcPort));
   closeBoth(grpc);
   return { httpPort: http.port, grpcPort: grpc.port };
 }
@@ -151,30 +141,4 @@ async function startGroupCommit(shared: Shared, worker: Worker | undefined): Pro
     onCommit: metrics.groupCommitted,
     onError: (error) => log.error(error, 'a group commit failed'),
   });
-}
-
-function pages({ db, metrics, limits, skewSeconds }: Shared): Readonly<Record<string, Page>> {
-  const text = (status: number, body: string) => ({ status, contentType: 'text/plain', body: `${body}\n` });
-  const degraded = () => {
-    const reasons = [
-      ...(limits.health() === 'degraded' ? ['Redis is away, limits are local'] : []),
-      ...(Math.abs(skewSeconds()) > MAX_SKEW_SECONDS
-        ? ['the clocks of this host and of the database differ']
-        : []),
-    ];
-    return reasons.length === 0 ? undefined : `degraded: ${reasons.join('; ')}`;
-  };
-  return {
-    '/healthz': async () => text(200, 'ok'),
-    '/readyz': () =>
-      db.engine.query({ name: 'ready', text: 'SELECT 1' }).then(
-        () => text(200, degraded() ?? 'ready'),
-        () => text(503, 'the database is not available'),
-      ),
-    '/metrics': async () => ({
-      status: 200,
-      contentType: metrics.registry.contentType,
-      body: await metrics.registry.metrics(),
-    }),
-  };
 }

@@ -24,13 +24,15 @@ import { authorizationOf, schemeAllowed } from './egress.ts';
 import { startHeartbeat } from './heartbeat.ts';
 import { startLimits } from './limits.ts';
 import { startMaintenance } from './maintenance.ts';
+import { startPages } from './pages.ts';
 import type { Base, Ready, Shared } from './shared.ts';
 import { startWorker } from './worker.ts';
 
 /** A running instance. */
 export type Instance = AsyncDisposable & {
+  /** Without the api role for health and metrics alone. */
+  readonly httpPort: number;
   /** Undefined without the api role. */
-  readonly httpPort: number | undefined;
   readonly grpcPort: number | undefined;
 };
 
@@ -121,10 +123,11 @@ export async function startInstance(ready: Ready): Promise<Instance> {
           log.warn({ error: String(error) }, 'the LISTEN connection was lost; polling goes on'),
       }),
     );
-    const ports = roles.has('api') ? await startApi(all, worker, stack) : undefined;
+    const ports = roles.has('api')
+      ? await startApi(all, worker, stack)
+      : { httpPort: await startPages(all, stack), grpcPort: undefined };
     return {
-      httpPort: ports?.httpPort,
-      grpcPort: ports?.grpcPort,
+      ...ports,
       [Symbol.asyncDispose]: () => stack.disposeAsync(),
     };
   } catch (error) {

@@ -16,7 +16,7 @@ import {
   type SubscriptionId,
   type TenantId,
 } from '../domain/ids.ts';
-import { quotaExceeded } from '../domain/quota.ts';
+import { burstOf, type Quota, quotaExceeded } from '../domain/quota.ts';
 import type { QueueKey } from '../storage/claims.ts';
 import type { IngestBatch, IngestEvent, IngestResult, IngestTenant } from '../storage/ingest.ts';
 import type { Target, TenantConfig } from '../storage/tenant-configs.ts';
@@ -108,8 +108,8 @@ type Item = {
   readonly isWanted: () => boolean;
   readonly done: (outcome: PublishOutcome) => void;
   rounds: number;
-  /** It has a token of its tenant's publish rate. */
-  isPaid: boolean;
+  /** The quota by whose publish rate it has a token. */
+  paidBy: Quota | undefined;
 };
 
 /** `repeats` are the later items of a batch with the same idempotency key: answered by what becomes of the first. */
@@ -316,7 +316,7 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
     const unpaid = new Map<TenantConfig, Item[]>();
     for (const item of items) {
       const config = configs.get(item.event.tenantId)!;
-      if (item.isPaid || config instanceof DispatchError) continue;
+      if (config instanceof DispatchError || hasPaid(item, config.quota)) continue;
       const ofTenant = unpaid.get(config);
       if (ofTenant === undefined) unpaid.set(config, [item]);
       else ofTenant.push(item);
@@ -325,7 +325,7 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
     const pay = async ([config, ofTenant]: readonly [TenantConfig, readonly Item[]]) => {
       const { granted, refusal } = await deps.admission.takeRate(config, ofTenant.length);
       ofTenant.forEach((item, i) => {
-        item.isPaid = true;
+        item.paidBy = config.quota;
         if (i < granted || refusal === undefined) return;
         refused.add(item);
         refuse(item, refusal);
@@ -588,7 +588,7 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
         return;
       }
       queuedBytes += event.payload.length;
-      queue.push({ event, isWanted, done, rounds: 0, isPaid: false });
+      queue.push({ event, isWanted, done, rounds: 0, paidBy: undefined });
       // The microtask lets the events of one request, and of requests read in one turn, go into one commit: a commit has a
       // row to write for each of its tenants, however few of their events it holds.
       if (pumpsSoon || (commitCount() > 0 && queue.length < BESIDE)) return;
@@ -601,6 +601,10 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
     idle: () => (isIdle() ? Promise.resolve() : new Promise((done) => waiters.push(done))),
   };
 }
+
+/** Whether an event has a token of this rate: what it paid at another one, before its tenant's quota changed, is no token. */
+const hasPaid = ({ paidBy }: Item, quota: Quota): boolean =>
+  paidBy?.publishPerSecond === quota.publishPerSecond && burstOf(paidBy) === burstOf(quota);
 
 const GONE = new DispatchError('CANCELLED', 'the caller has gone, so the event was not stored');
 

@@ -9,6 +9,7 @@ import { file_dispatch_v1_publish_service } from '../../gen/dispatch/v1/publish_
 import { file_dispatch_v1_subscription_service } from '../../gen/dispatch/v1/subscription_service_pb.ts';
 import { file_dispatch_v1_tenant_service } from '../../gen/dispatch/v1/tenant_service_pb.ts';
 import { BadRequestSchema } from '../../gen/google/rpc/error_details_pb.ts';
+import { grpcMessage } from './errors.ts';
 
 type Handlers = ConnectRouter['handlers'];
 type Handler = Handlers[number];
@@ -44,12 +45,18 @@ export function describeDecodeErrors(handlers: Handlers): void {
 /** Messages of connect-node that come as INTERNAL although the caller's bytes are what is wrong. */
 const CALLERS_FAULT = /^(?:parse binary|received compressed envelope, but)/;
 
-/** gRPC tells its status after the body: by then the trailer can still be changed. */
+/**
+ * gRPC tells its status after the body: by then the trailer can still be changed. Its message is encoded as a part of a URI,
+ * of which clients decode less than that.
+ */
 async function* mendTrailer(response: Awaited<ReturnType<Handler>>): AsyncGenerator<Uint8Array> {
   if (response.body !== undefined) yield* response.body;
   const { trailer } = response;
-  const message = trailer?.get('grpc-message')?.replaceAll('%20', ' ').replaceAll('%2C', ',') ?? '';
-  if (trailer?.get('grpc-status') === '13' && CALLERS_FAULT.test(message)) trailer.set('grpc-status', '3');
+  const encoded = trailer?.get('grpc-message') ?? '';
+  if (trailer === undefined || encoded === '') return;
+  const message = decodeURIComponent(encoded);
+  trailer.set('grpc-message', grpcMessage(message));
+  if (trailer.get('grpc-status') === '13' && CALLERS_FAULT.test(message)) trailer.set('grpc-status', '3');
 }
 
 async function* once(bytes: Uint8Array): AsyncGenerator<Uint8Array> {

@@ -20,20 +20,15 @@ import {
   createContextValues,
   type HandlerContext,
 } from '@connectrpc/connect';
+import { errorToJson } from '@connectrpc/connect/protocol-connect';
 import { compressionBrotli, compressionGzip, connectNodeAdapter } from '@connectrpc/connect-node';
 import { DispatchError, type ErrorCode } from '../domain/errors.ts';
 import type { BoundService, CallPath, StreamHandler, TransportCall, UnaryHandler } from './call-path.ts';
 import { describeDecodeErrors } from './connect-errors.ts';
-import { CODE_NUMBER, detailsOf } from './errors.ts';
+import { CODE_NUMBER, detailsOf, grpcMessage, statusBytes } from './errors.ts';
 import { MAX_REQUEST_BYTES, type RpcServer, type ServerAddress } from './grpc-server.ts';
+import { answerPage, type Pages } from './health-pages.ts';
 import { openListener } from './listener.ts';
-
-/** Pages that are not RPCs: path → answer. */
-export type Page = () => Promise<{
-  readonly status: number;
-  readonly contentType: string;
-  readonly body: string;
-}>;
 
 /** What both versions of HTTP share, in Node's compatibility API. */
 type Request = IncomingMessage;
@@ -59,7 +54,7 @@ const MAX_LINGER_MS = 10_000;
 export async function startConnectServer(
   services: readonly BoundService[],
   path: CallPath,
-  pages: Readonly<Record<string, Page>>,
+  pages: Pages,
   address: ServerAddress,
 ): Promise<RpcServer> {
   const shutdown = new AbortController();
@@ -74,7 +69,13 @@ export async function startConnectServer(
     acceptCompression: [compressionGzip, compressionBrotli].map(callersFault),
     contextValues: (request) => createContextValues().set(PEER, peerOf(request as Request)),
     shutdownSignal: shutdown.signal,
-    fallback: (request, response) => answerPage(pages, request as Request, response as Response),
+    fallback: (request, response) =>
+      answerPage(
+        pages,
+        request as Request,
+        response as Response,
+        'RPCs are POSTs to /dispatch.v1.<Service>/<Method>',
+      ),
   });
   /** No more connections are taken. */
   let isStopped = false;
@@ -206,21 +207,19 @@ const HTTP_STATUS: Readonly<Partial<Record<ErrorCode, number>>> = {
 function refuse(request: Request, response: Response, known: DispatchError | undefined): void {
   const error = known ?? new DispatchError('UNAVAILABLE', 'keys cannot be checked now; try again');
   const contentType = request.headers['content-type'] ?? '';
+  // No writeHead(): over HTTP/2 that sends headers which do not end the stream, and gRPC clients pass over a status in those.
   if (contentType.startsWith('application/grpc')) {
-    response.writeHead(200, {
-      'content-type': contentType,
-      'grpc-status': String(CODE_NUMBER[error.code]),
-      'grpc-message': encodeURIComponent(error.message),
-    });
+    response.setHeader('content-type', contentType);
+    response.setHeader('grpc-status', String(CODE_NUMBER[error.code]));
+    response.setHeader('grpc-message', grpcMessage(error.message));
+    response.setHeader('grpc-status-details-bin', Buffer.from(statusBytes(error)).toString('base64'));
     response.end();
     return;
   }
-  const close = request.httpVersionMajor === 1 ? { connection: 'close' } : {};
-  response.writeHead(HTTP_STATUS[error.code] ?? 503, {
-    'content-type': 'application/json',
-    ...close,
-  });
-  response.end(JSON.stringify({ code: error.code.toLowerCase(), message: error.message }));
+  response.statusCode = HTTP_STATUS[error.code] ?? 503;
+  response.setHeader('content-type', 'application/json');
+  if (request.httpVersionMajor === 1) response.setHeader('connection', 'close');
+  response.end(JSON.stringify(errorToJson(toConnectError(error), undefined)));
 }
 
 /** Tells HTTP/2 from HTTP/1.1 by the first bytes, and puts them back. */
@@ -245,22 +244,6 @@ function sniff(socket: Socket, decided: (isHttp2: boolean) => void): void {
   socket.on('data', look);
 }
 
-function answerPage(pages: Readonly<Record<string, Page>>, request: Request, response: Response): void {
-  const page = pages[(request.url ?? '').split('?', 1)[0] ?? ''];
-  const write = (status: number, contentType: string, body: string) => {
-    response.writeHead(status, { 'content-type': contentType });
-    response.end(body);
-  };
-  if (page === undefined) {
-    write(404, 'text/plain', 'there is nothing here; RPCs are POSTs to /dispatch.v1.<Service>/<Method>\n');
-    return;
-  }
-  page().then(
-    ({ status, contentType, body }) => write(status, contentType, body),
-    () => write(500, 'text/plain', 'this page failed\n'),
-  );
-}
-
 function addRoutes(router: ConnectRouter, services: readonly BoundService[], path: CallPath): void {
   for (const service of services) {
     for (const method of service.desc.methods) {
@@ -280,7 +263,7 @@ function unary(method: DescMethod, handler: UnaryHandler, path: CallPath) {
       const answer = path.unary(method, handler, () => request, transportCall(context));
       return await unlessAborted(answer, context.signal);
     } catch (error) {
-      throw toConnectError(error);
+      throw wireError(error);
     }
   };
 }
@@ -302,8 +285,10 @@ function transportCall(context: HandlerContext): TransportCall {
   };
 }
 
-function toConnectError(error: unknown): unknown {
-  if (!(error instanceof DispatchError)) return error;
+const wireError = (error: unknown): unknown =>
+  error instanceof DispatchError ? toConnectError(error) : error;
+
+function toConnectError(error: DispatchError): ConnectError {
   const connectError = new ConnectError(error.message, CODE_NUMBER[error.code]);
   connectError.details = detailsOf(error);
   return connectError;
@@ -339,7 +324,7 @@ function bidirectional(method: DescMethod, handler: StreamHandler, path: CallPat
         signal();
       });
     } catch (error) {
-      throw toConnectError(error);
+      throw wireError(error);
     }
     const reading = (async () => {
       for await (const request of requests) {
@@ -366,7 +351,7 @@ function bidirectional(method: DescMethod, handler: StreamHandler, path: CallPat
     }
     if (failure instanceof DispatchError) {
       stream.closed(failure);
-      throw toConnectError(failure);
+      throw wireError(failure);
     }
     await reading;
     const shown =

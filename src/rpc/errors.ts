@@ -85,6 +85,12 @@ export function detailsOf(error: DispatchError): Detail[] {
   return details;
 }
 
+/** A text as gRPC carries it in `grpc-message`: printable ASCII stands for itself, but for `%`. */
+export const grpcMessage = (text: string): string =>
+  text.replace(/[^ -$&-~]+/gu, (piece) =>
+    [...Buffer.from(piece)].map((byte) => `%${byte.toString(16).toUpperCase().padStart(2, '0')}`).join(''),
+  );
+
 /** A serialised google.rpc.Status: what gRPC carries in `grpc-status-details-bin`. */
 export function statusBytes(error: DispatchError): Uint8Array {
   const details = detailsOf(error).map((d) => anyPack(d.desc, create(d.desc, d.value)));

@@ -98,6 +98,7 @@ export function createMetrics() {
   new Gauge({
     name: 'dispatch_database_oldest_snapshot_seconds',
     help: 'Age of the oldest snapshot in the database, read each minute by the instance that leads maintenance.',
+    aggregator: 'max',
     registers,
     collect() {
       if (oldestSnapshotSeconds === undefined) this.remove();
@@ -153,6 +154,7 @@ export function createMetrics() {
       new Gauge({
         name: 'dispatch_limits_degraded',
         help: '1 while Redis is configured and away.',
+        aggregator: 'max',
         registers,
         collect() {
           this.set(health() === 'degraded' ? 1 : 0);
@@ -166,6 +168,7 @@ export function createMetrics() {
       new Gauge({
         name: 'dispatch_clock_skew_seconds',
         help: 'By how much the clock of this host is ahead of the database’s; negative: behind.',
+        aggregator: 'average',
         registers,
         collect() {
           this.set(skewSeconds());

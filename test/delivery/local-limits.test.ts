@@ -52,6 +52,26 @@ describe('leased tokens', () => {
   });
 });
 
+describe('a rate that is changed', () => {
+  test('holds for the very next publish: nothing that was leased at the one before it is good', async () => {
+    let nowMs = 1_790_000_000_000;
+    const rate = createPublishRate(
+      createMemoryStore(
+        () => nowMs,
+        () => 1,
+      ),
+      () => nowMs,
+    );
+    expect(await rate.take(tenantId, DEFAULT_QUOTA, 1)).toMatchObject({ granted: 1 });
+    const slow = { ...DEFAULT_QUOTA, publishPerSecond: 1, publishBurst: 1 };
+    const { granted } = await rate.take(tenantId, slow, 1_000);
+    expect(granted).toBeLessThanOrEqual(1);
+    expect(await rate.take(tenantId, slow, 1_000)).toMatchObject({ granted: 0 });
+    nowMs += 1_020; // the slot that was just taken, and what comes in 20 ms
+    expect(await rate.take(tenantId, DEFAULT_QUOTA, 100)).toMatchObject({ granted: 100 });
+  });
+});
+
 describe('paced slots', () => {
   test('a slot that is kept while something else is waited for is still there long after, once', async () => {
     let nowMs = 1_790_000_000_000;

@@ -2,9 +2,10 @@
 import { execFile, spawnSync } from 'node:child_process';
 import { promisify } from 'node:util';
 import { create, fromBinary, toBinary } from '@bufbuild/protobuf';
+import { anyUnpack } from '@bufbuild/protobuf/wkt';
 import { createClient } from '@connectrpc/connect';
 import { createGrpcWebTransport } from '@connectrpc/connect-node';
-import { Client, credentials, loadPackageDefinition } from '@grpc/grpc-js';
+import { Client, credentials, loadPackageDefinition, type ServiceError, status } from '@grpc/grpc-js';
 import { loadSync } from '@grpc/proto-loader';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { EventService } from '../../gen/dispatch/v1/event_service_pb.ts';
@@ -13,6 +14,8 @@ import {
   PublishStreamRequestSchema,
   PublishStreamResponseSchema,
 } from '../../gen/dispatch/v1/publish_service_pb.ts';
+import { ErrorInfoSchema } from '../../gen/google/rpc/error_details_pb.ts';
+import { StatusSchema } from '../../gen/google/rpc/status_pb.ts';
 import { connectGrpcClient, grpcCaller, jsonClient } from '../support/clients.ts';
 import { newTenant, startTestInstance, type TestInstance } from '../support/instance.ts';
 
@@ -152,6 +155,60 @@ describe('PublishStream', () => {
         ));
       })(),
     ).rejects.toThrow('unauthenticated');
+  });
+});
+
+describe('a call that is refused before it is read', () => {
+  const refusalBy = async (port: number, badKey: string | undefined) => {
+    const caller = grpcCaller(port, badKey);
+    const error = await caller.call(PublishService.method.publish, { event }).then(
+      () => undefined,
+      (error: ServiceError) => error,
+    );
+    caller.close();
+    return error!;
+  };
+
+  test.each([
+    ['no key', undefined],
+    ['a wrong key', 'no such key – at all: 100 %'],
+  ])('with %s says the same to grpc-js on both ports, with its reason', async (_, badKey) => {
+    const wrongKey = badKey?.replace('–', '-');
+    const [onHttp, onGrpc] = [
+      await refusalBy(dispatch.httpPort, wrongKey),
+      await refusalBy(dispatch.grpcPort, wrongKey),
+    ];
+    for (const error of [onHttp, onGrpc]) {
+      expect(error.code).toBe(status.UNAUTHENTICATED);
+      const [details] = error.metadata.get('grpc-status-details-bin');
+      const { details: packed } = fromBinary(StatusSchema, details as Buffer);
+      expect(packed.map((any) => anyUnpack(any, ErrorInfoSchema)?.reason)).toEqual(['UNAUTHENTICATED']);
+    }
+    expect(onHttp.details).toBe(onGrpc.details);
+  });
+
+  test('and one with a bad field is told in plain text on both ports', async () => {
+    const texts: string[] = [];
+    for (const port of [dispatch.httpPort, dispatch.grpcPort]) {
+      const caller = grpcCaller(port, key);
+      const bad = { event: { ...event, type: 'order créé: 100 %, or so' } };
+      const error = await caller.call(PublishService.method.publish, bad).catch((e: ServiceError) => e);
+      texts.push((error as ServiceError).details);
+      caller.close();
+    }
+    expect(texts[0]).toBe(texts[1]);
+    expect(texts[0]).toMatch(/^event\.type: must be/);
+  });
+
+  test('over Connect has its reason as a detail', async () => {
+    const response = await fetch(`http://127.0.0.1:${dispatch.httpPort}/dispatch.v1.PublishService/Publish`, {
+      method: 'POST',
+      headers: { 'content-type': 'application/json' },
+      body: '{}',
+    });
+    expect(response.status).toBe(401);
+    const { code, details } = (await response.json()) as { code: string; details: { type: string }[] };
+    expect([code, details.map((d) => d.type)]).toEqual(['unauthenticated', ['google.rpc.ErrorInfo']]);
   });
 });
 

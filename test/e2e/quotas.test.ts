@@ -285,6 +285,18 @@ describe('SetQuota', () => {
       'max_payload_bytes',
     );
   });
+
+  test('of the rate holds for the very next publish on another instance, whatever that has leased of the old one', async () => {
+    await using fleet = await startFleet({ apis: 2, workers: 0, redis: true });
+    const [admin, other] = fleet.apis.map((api) => clientsOf(api.httpPort, ADMIN_KEY));
+    await admin!.tenants.createTenant({ tenant: { tenantId: 'acme' } });
+    for (let i = 0; i < 5; i++) await other!.publish.publish({ tenantId: 'acme', event: event() });
+    await admin!.tenants.setQuota({ tenantId: 'acme', quota: { publishPerSecond: 1, publishBurst: 1n } });
+    const events = Array.from({ length: 300 }, () => event());
+    const { results } = await other!.publish.publishBatch({ tenantId: 'acme', events });
+    expect(results.filter((r) => r.result.case === 'ok').length).toBeLessThanOrEqual(1);
+    expect(results.filter((r) => r.result.case === 'error').length).toBeGreaterThanOrEqual(299);
+  });
 });
 
 describe('usage', () => {

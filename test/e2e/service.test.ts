@@ -108,6 +108,70 @@ describe('--processes', () => {
     );
     expect(await dispatch.kill('SIGTERM')).toBe(0);
   });
+
+  test('tells the metrics of all of them, whichever is asked', async () => {
+    await using database = await cloneDatabase();
+    const dispatch = await spawnDispatch(external(database.url), ['--processes=2']);
+    const clients = clientsOf(dispatch.httpPort, ADMIN_KEY);
+    await eventually(() => clients.tenants.createTenant({ tenant: { tenantId: 'acme' } }));
+    const metrics = async () => {
+      const response = await fetch(`http://127.0.0.1:${dispatch.httpPort}/metrics`, {
+        headers: { connection: 'close' }, // each from another process
+      });
+      return await response.text();
+    };
+    await eventually(async () => expect(await metrics()).toContain('dispatch_in_flight'));
+    const body = { case: 'data' as const, value: {} };
+    for (let i = 0; i < 5; i++)
+      await clients.publish.publish({ tenantId: 'acme', event: { type: 'a', body } });
+    for (let i = 0; i < 6; i++) {
+      expect(await metrics()).toMatch(/^dispatch_publishes_total\{outcome="stored"\} 5$/m);
+    }
+    expect(await metrics()).toMatch(/^dispatch_limits_degraded 0$/m);
+    expect(await dispatch.kill('SIGTERM')).toBe(0);
+  });
+});
+
+test('a process without the api role has health and metrics on its HTTP port, and nothing else', async () => {
+  await using database = await cloneDatabase();
+  const dispatch = await spawnDispatch(external(database.url), ['--roles=worker,maintenance']);
+  const url = `http://127.0.0.1:${dispatch.httpPort}`;
+  expect(dispatch.output()).toContain(`(worker, maintenance): /healthz, /readyz and /metrics on ${url}`);
+  const get = async (path: string) => {
+    const response = await fetch(url + path);
+    return [response.status, await response.text()] as const;
+  };
+  expect(await get('/healthz')).toEqual([200, 'ok\n']);
+  expect(await get('/readyz')).toEqual([200, 'ready\n']);
+  expect((await get('/metrics'))[1]).toContain('dispatch_claim_seconds_count');
+  const call = `${url}/dispatch.v1.TenantService/ListTenants`;
+  const response = await fetch(call, { method: 'POST', headers: { authorization: `Bearer ${ADMIN_KEY}` } });
+  expect([response.status, await response.text()]).toEqual([
+    404,
+    'there is nothing here; this process has no api role; it has /healthz, /readyz, /metrics\n',
+  ]);
+  expect(await dispatch.kill('SIGTERM')).toBe(0);
+});
+
+test('`npm start` is the process itself: SIGTERM drains it, and nothing of it is left', async () => {
+  await using database = await cloneDatabase();
+  const [http, grpc] = [await freePort(), await freePort()];
+  const npm = spawn('npm', ['start'], {
+    cwd: ROOT,
+    env: {
+      ...process.env,
+      ...external(database.url),
+      DISPATCH_HTTP_PORT: String(http),
+      DISPATCH_GRPC_PORT: String(grpc),
+    },
+    stdio: 'ignore',
+  });
+  const ready = () => fetch(`http://127.0.0.1:${http}/readyz`).then((response) => response.status);
+  await eventually(async () => expect(await ready()).toBe(200), 30_000);
+  const ended = new Promise((done) => npm.once('exit', done));
+  npm.kill('SIGTERM');
+  await ended;
+  await eventually(async () => await expect(ready()).rejects.toThrow());
 });
 
 test('a data directory of a process that has ended is free, also while nobody has asked for its end', async () => {

@@ -129,8 +129,8 @@ export type PublishError = Message<"dispatch.v1.PublishError"> & {
   message: string;
 
   /**
-   * The field of the event that was wrong, if it was one, for example
-   * `event.type`.
+   * The field that was wrong, if it was one, for example `event.type`; of a
+   * batch with its place, `events[1].type`.
    *
    * @generated from field: string field = 3;
    */

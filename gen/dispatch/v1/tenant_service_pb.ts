@@ -1498,7 +1498,8 @@ export const TenantService: GenService<{
     output: typeof GetQuotaResponseSchema;
   },
   /**
-   * Changes a tenant's quota; in force everywhere within 5 s.
+   * Changes a tenant's quota: for publishing from the very next publish on,
+   * everywhere; for deliveries within 5 s.
    *
    * @generated from rpc dispatch.v1.TenantService.SetQuota
    */
