@@ -3,7 +3,7 @@
 import { timingSafeEqual } from 'node:crypto';
 import { batchItem } from '../domain/batch.ts';
 import { NO_CREDENTIALS } from '../domain/credentials.ts';
-import { NO_TIMING, type SendResult } from '../domain/delivery.ts';
+import { NO_TIMING, type SendOutcome } from '../domain/delivery.ts';
 import { DispatchError, mustBeVerified, notFound } from '../domain/errors.ts';
 import {
   type DeliveryId,
@@ -21,7 +21,7 @@ import { sign, signable, signableBatch } from './sign.ts';
 
 export type TestDeliveryDeps = {
   readonly reload: (tenantId: TenantId) => Promise<TenantConfig | undefined>;
-  readonly send: (request: SignedRequest, done: (result: SendResult) => void) => void;
+  readonly send: (request: SignedRequest, done: (result: SendOutcome) => void) => void;
   readonly authorization: (target: Target) => string | undefined | Promise<string | undefined>;
   readonly mayBeSent: (target: Target) => boolean;
   readonly ids: IdSource;
@@ -68,7 +68,7 @@ export function createTestDelivery(deps: TestDeliveryDeps) {
     tenantId: TenantId,
     target: Target,
     { type, payload }: { readonly type: string; readonly payload: Buffer },
-  ): Promise<SendResult> {
+  ): Promise<SendOutcome> {
     if (!deps.mayBeSent(target)) {
       const message = 'the tenant’s quota allows https endpoints only';
       return { kind: 'failure', errorClass: 'blocked_address', message, timing: NO_TIMING };
@@ -188,9 +188,11 @@ export function answersChallenge(body: Buffer, challenge: string, target: Pick<T
   });
 }
 
-function resultOf(result: SendResult, durationMs: number): TestResult {
-  if (result.kind === 'failure') {
-    const { errorClass, message } = result;
+const STALLED = { errorClass: 'internal', message: 'dispatch stood still meanwhile; try again' } as const;
+
+function resultOf(result: SendOutcome, durationMs: number): TestResult {
+  if (result.kind !== 'response') {
+    const { errorClass, message } = result.kind === 'stalled' ? STALLED : result;
     const none = { succeeded: false, status: 0, responseBody: Buffer.alloc(0) };
     return { ...none, errorClass, errorMessage: message, durationMs };
   }

@@ -6,7 +6,13 @@
 // recorded | released | dropped (its lease ran out).
 
 import { batchItem, itemBytes } from '../domain/batch.ts';
-import { type ClaimedDelivery, NO_TIMING, type SendResult, type Verdict } from '../domain/delivery.ts';
+import {
+  type ClaimedDelivery,
+  NO_TIMING,
+  type SendOutcome,
+  type SendResult,
+  type Verdict,
+} from '../domain/delivery.ts';
 import { DispatchError } from '../domain/errors.ts';
 import { type SubscriptionId, type TenantId, timeOfId } from '../domain/ids.ts';
 import { attemptOfRound, letsLineGoOn } from '../domain/lease.ts';
@@ -32,7 +38,7 @@ export type WorkerDeps = Pick<ClaimerDeps, 'walk' | 'claim' | 'claimLines' | 'cl
     readonly peek: (tenantId: TenantId) => TenantConfig | undefined;
     readonly reload: (tenantId: TenantId) => Promise<TenantConfig | undefined>;
   };
-  readonly send: (request: SignedRequest, done: (result: SendResult) => void) => void;
+  readonly send: (request: SignedRequest, done: (result: SendOutcome) => void) => void;
   readonly recorder: Recorder;
   readonly gates: Gates;
   /** The authorization header of a target's attempts; a promise while a token is fetched. */
@@ -341,6 +347,10 @@ export function createWorker(deps: WorkerDeps) {
     const ended = window.started(request.members[0].tenantId);
     deps.send(signed, (result) => {
       ended();
+      if (result.kind === 'stalled') {
+        endAll(request, 'release');
+        return;
+      }
       const durationMs = deps.monotonic() - startedAt;
       finish(request, target, result, { startedAtMs, durationMs, lagMs }, signed.body.length);
     });
@@ -384,7 +394,7 @@ export function createWorker(deps: WorkerDeps) {
     });
   }
 
-  /** Ends a request that was not sent. */
+  /** Ends a request that was not sent, or that nothing can be said of. */
   function endAll(request: Request, kind: 'release' | 'cancelled', delayMs = 0): void {
     const [{ tenantId, subscriptionId, deliveryId }] = request.members;
     deps.gates.ended(tenantId, subscriptionId, deliveryId, 'none');

@@ -7,11 +7,18 @@ export type Actor = {
   readonly address: string;
 };
 
+type Detail = Readonly<Record<string, string | number | boolean>>;
+
 /** One entry. `action` is `noun.verb`; `resource` the id of what was changed; `detail` ids and figures, no secrets. */
 export type Change = Actor & {
   readonly action: string;
   readonly resource: string;
-  readonly detail: Readonly<Record<string, string | number | boolean>>;
+  readonly detail: Detail;
+  /**
+   * What is known only when it is done, from what the work returned: it comes on top of `detail`; undefined: nothing was
+   * changed, and there is no entry.
+   */
+  readonly outcome?: (result: unknown) => Detail | undefined;
 };
 
 /** dispatch itself. */

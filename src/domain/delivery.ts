@@ -57,6 +57,12 @@ export type SendResult =
       readonly timing: AttemptTiming;
     };
 
+/**
+ * What became of a request. Stalled: this process stood still past the deadline (stopped, or its machine paused), and so cannot
+ * say that the endpoint took too long; such a try counts for nothing.
+ */
+export type SendOutcome = SendResult | { readonly kind: 'stalled' };
+
 /** Where the time of an attempt went, in µs. What did not happen is undefined: an open connection needs no handshake. */
 export type AttemptTiming = {
   readonly dnsUs?: number | undefined;

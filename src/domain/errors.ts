@@ -69,7 +69,9 @@ export function invalidFields(violations: readonly FieldViolation[]): DispatchEr
   const first = violations[0];
   const more = violations.length > 1 ? ` (and ${violations.length - 1} more)` : '';
   const message =
-    first === undefined ? 'the request is not valid' : `${first.field}: ${first.description}${more}`;
+    first === undefined
+      ? 'the request is not valid'
+      : `${first.field === '' ? '' : `${first.field}: `}${first.description}${more}`;
   return new DispatchError('INVALID_ARGUMENT', message, { violations, reason: 'INVALID_FIELD' });
 }
 

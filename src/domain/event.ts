@@ -96,8 +96,9 @@ function parseBody(draft: EventDraft, contentType: string, path: string, wrong: 
       return Buffer.alloc(0);
     case 'data': {
       const field = `${path}.data`;
-      if (objectDepth(body.data) > MAX_JSON_DEPTH) {
-        wrong.add(field, `is JSON nested deeper than ${MAX_JSON_DEPTH} levels`);
+      const problem = dataProblem(body.data);
+      if (problem !== undefined) {
+        wrong.add(field, problem);
         return Buffer.alloc(0);
       }
       const bytes = Buffer.from(JSON.stringify(body.data), 'utf8');
@@ -123,18 +124,17 @@ function checkSize(bytes: Buffer, field: string, wrong: Violations): boolean {
   return ok;
 }
 
-/** Depth of a JSON value; stops one level past the limit, so that it cannot run out of stack. */
-function objectDepth(value: unknown, level = 1): number {
-  if (typeof value !== 'object' || value === null || level > MAX_JSON_DEPTH) {
-    return typeof value === 'object' && value !== null ? level : level - 1;
-  }
-  let deepest = level;
+/** What is wrong with a parsed value that should be JSON, or undefined; no deeper than the limit, whatever it is. */
+function dataProblem(value: unknown, level = 1): string | undefined {
+  if (typeof value === 'number' && !Number.isFinite(value))
+    return `has the number ${value}, which JSON has not; give numbers beyond ±1.8e308 as text`;
+  if (typeof value !== 'object' || value === null) return undefined;
+  if (level > MAX_JSON_DEPTH) return `is JSON nested deeper than ${MAX_JSON_DEPTH} levels`;
   for (const child of Object.values(value)) {
-    const depth = objectDepth(child, level + 1);
-    if (depth > deepest) deepest = depth;
-    if (deepest > MAX_JSON_DEPTH) return deepest;
+    const problem = dataProblem(child, level + 1);
+    if (problem !== undefined) return problem;
   }
-  return deepest;
+  return undefined;
 }
 
 function checkText(text: string, maxLength: number, field: string, wrong: Violations): void {

@@ -4,7 +4,7 @@ import { subscribe, unsubscribe } from 'node:diagnostics_channel';
 import type { Socket } from 'node:net';
 import { Client, type Dispatcher, Pool } from 'undici';
 import type { EndpointTls } from '../domain/credentials.ts';
-import type { AttemptTiming, ErrorClass, SendResult } from '../domain/delivery.ts';
+import type { AttemptTiming, ErrorClass, SendOutcome } from '../domain/delivery.ts';
 import { type Connect, type ConnectionTiming, timingOf } from './connector.ts';
 
 /** How much of a response body is kept. */
@@ -21,6 +21,8 @@ const MAX_POOLS = 2_000;
 const KEEP_ALIVE_MS = 30_000;
 const POOL_IDLE_MS = 120_000;
 const NO_BODY = Buffer.alloc(0);
+/** A deadline that is noticed this much later than it was: meanwhile nothing of this process ran. */
+const STALL_MS = 1_000;
 
 /** A request, signed and ready. */
 export type SignedRequest = {
@@ -42,8 +44,8 @@ const SEND_HEADERS = 'undici:client:sendHeaders';
 
 /** Sends requests. Disposing it waits for nothing: end what is in flight first. */
 export type Sender = AsyncDisposable & {
-  /** Sends one request; `done` is called exactly once, and never later than the deadline. */
-  readonly send: (request: SignedRequest, done: (result: SendResult) => void) => void;
+  /** Sends one request; `done` is called exactly once, at the deadline at the latest. */
+  readonly send: (request: SignedRequest, done: (result: SendOutcome) => void) => void;
   /** Origins with an open pool. */
   readonly poolCount: () => number;
 };
@@ -111,7 +113,7 @@ export function createSender(connect: Connect, now: () => number): Sender {
    * An endpoint may close a kept-alive connection in the very moment a request goes out on it: that is nobody's failure,
    * and the request is sent once more at once, on a connection of its own, within the same deadline.
    */
-  function sendAgain(request: SignedRequest, startedAtMs: number, done: (result: SendResult) => void): void {
+  function sendAgain(request: SignedRequest, startedAtMs: number, done: (result: SendOutcome) => void): void {
     const client = new Client(request.origin, optionsFor(request.tls));
     const leftMs = Math.max(1, startedAtMs + request.timeoutMs - now());
     const settle = ({ result }: Settled) => {
@@ -149,7 +151,7 @@ function dispatch(to: Pool | Client, { path, headers, body }: SignedRequest, exc
 }
 
 /** `isRace`: a kept-alive connection was closed before a byte of the response came. */
-type Settled = { readonly result: SendResult; readonly isRace: boolean };
+type Settled = { readonly result: SendOutcome; readonly isRace: boolean };
 
 /** A connection, and the exchange on it whose response's head is not complete. */
 type Carrier = { waiting: Exchange | undefined };
@@ -187,7 +189,11 @@ class Exchange implements Dispatcher.DispatchHandler {
     this.#now = now;
     this.#starts = starts;
     this.#startedAtMs = now();
-    this.#timer = setTimeout(() => this.#expire(timeoutMs), timeoutMs);
+    // Timers run before sockets are read: what has come by its time counts, however late that is noticed.
+    this.#timer = setTimeout(() => {
+      const noticedAtMs = now();
+      setImmediate(() => this.#expire(timeoutMs, noticedAtMs));
+    }, timeoutMs);
   }
 
   onRequestStart(controller: Dispatcher.DispatchController): void {
@@ -284,13 +290,19 @@ class Exchange implements Dispatcher.DispatchHandler {
     });
   }
 
-  #expire(timeoutMs: number): void {
+  #expire(timeoutMs: number, noticedAtMs: number): void {
+    if (this.#settled) return;
+    if (noticedAtMs - this.#startedAtMs - timeoutMs > STALL_MS) {
+      this.#finish({ kind: 'stalled' });
+      this.#controller?.abort(new Error('this process stood still past the deadline'));
+      return;
+    }
     const message = `no complete response within ${timeoutMs / 1000} s`;
     this.#finish({ kind: 'failure', errorClass: 'timeout', message, timing: this.#timing() });
     this.#controller?.abort(new Error(message));
   }
 
-  #finish(result: SendResult, isRace = false): void {
+  #finish(result: SendOutcome, isRace = false): void {
     if (this.#settled) return;
     this.#settled = true;
     clearTimeout(this.#timer);

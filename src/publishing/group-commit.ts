@@ -341,14 +341,17 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
     for (const { event } of items) {
       const { tenantId } = event;
       if (configs.has(tenantId)) continue;
-      const config = deps.configs.peek(tenantId) ?? (await readConfig(tenantId));
+      const known = deps.configs.peek(tenantId);
+      // Nobody is refused for what is kept: a tenant may be resumed, or created anew, at any moment.
+      if (known !== undefined && known.state !== 'active') deps.configs.forget(tenantId);
+      const config = known?.state === 'active' ? known : await readConfig(tenantId);
       if (config instanceof DispatchError) {
         configs.set(tenantId, config);
       } else if (config?.state === 'active') {
         configs.set(tenantId, config);
       } else {
         configs.set(tenantId, config === undefined ? notFound('tenant', tenantId) : inactive(config));
-        deps.configs.forget(tenantId); // it may be created or resumed at any moment
+        deps.configs.forget(tenantId);
       }
     }
     return configs;

@@ -9,6 +9,7 @@ import { file_dispatch_v1_publish_service } from '../../gen/dispatch/v1/publish_
 import { file_dispatch_v1_subscription_service } from '../../gen/dispatch/v1/subscription_service_pb.ts';
 import { file_dispatch_v1_tenant_service } from '../../gen/dispatch/v1/tenant_service_pb.ts';
 import { BadRequestSchema } from '../../gen/google/rpc/error_details_pb.ts';
+import { MAX_JSON_DEPTH } from '../domain/json.ts';
 import { grpcMessage } from './errors.ts';
 
 type Handlers = ConnectRouter['handlers'];
@@ -68,7 +69,7 @@ type ErrorBody = { code?: string; message?: string; details?: unknown[] };
 /** The same error with a violation, or undefined if it is not a decoding error. */
 function withViolation(bytes: Buffer): Buffer | undefined {
   const error = JSON.parse(bytes.toString('utf8')) as ErrorBody;
-  const message = error.message ?? '';
+  const message = TOO_FINE.test(error.message ?? '') ? FINEST : (error.message ?? '');
   // The binary reader's errors come as INTERNAL, although it is the caller's bytes that are wrong.
   const isBinary = error.code === 'internal' && message.startsWith('parse binary');
   if ((error.code !== 'invalid_argument' && !isBinary) || (error.details?.length ?? 0) > 0) return undefined;
@@ -84,6 +85,10 @@ function withViolation(bytes: Buffer): Buffer | undefined {
     JSON.stringify({ ...error, code: 'invalid_argument', message: told, details: [detail] }),
   );
 }
+
+/** How the JSON reader stumbles over a duration with more than nine decimals. */
+const TOO_FINE = /^Invalid count value: -\d+$/;
+const FINEST = 'cannot decode message google.protobuf.Duration from JSON: it has more than 9 decimals';
 
 /** What is right for types whose messages name no field. */
 const RIGHT = new Map([
@@ -113,6 +118,8 @@ function adviceOn(message: string): string | undefined {
 
 /** The field and the advice in a message of the JSON or binary reader of @bufbuild/protobuf. */
 function violationOf(message: string, right: string | undefined): { field: string; description: string } {
+  if (message.includes('maximum recursion depth'))
+    return { field: 'event.data', description: `is JSON nested deeper than ${MAX_JSON_DEPTH} levels` };
   const unknown = /key "(.{1,200}?)" is unknown/.exec(message);
   if (unknown !== null) {
     return {

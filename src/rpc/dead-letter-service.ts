@@ -104,9 +104,10 @@ export function createDeadLetterService(deps: DeadLetterServiceDeps) {
         request.filter === undefined
           ? { deliveryIds: deliveryIds.map((id, i) => parseDeliveryId(id, `delivery_ids[${i}]`)) }
           : { filter: toFilter(request.filter) };
-      const detail = 'filter' in which ? { byFilter: true } : { count: which.deliveryIds.length };
-      const resource = 'filter' in which ? '' : (which.deliveryIds[0] ?? '');
-      const audited = db.audited(context.change('dead_letters.discard', resource, detail));
+      const detail: Record<string, boolean> = 'filter' in which ? { byFilter: true } : {};
+      const resource = 'filter' in which || which.deliveryIds.length > 1 ? '' : which.deliveryIds[0]!;
+      const outcome = (count: unknown) => (count === 0 ? undefined : { count: Number(count) });
+      const audited = db.audited({ ...context.change('dead_letters.discard', resource, detail), outcome });
       return { discardedCount: await discardDeadLetters(audited, tenantOf(context), which) };
     },
   });

@@ -1,14 +1,15 @@
 // What the list calls share.
-import { type Timestamp, timestampMs } from '@bufbuild/protobuf/wkt';
+import type { Timestamp } from '@bufbuild/protobuf/wkt';
 import { invalidField } from '../domain/errors.ts';
 import { patternProblem } from '../domain/event-type.ts';
+import { timeMs } from './times.ts';
 
 /** Ms since 1970 of an optional time; INVALID_ARGUMENT for one that cannot be. */
 export function optionalMs(time: Timestamp | undefined, field: string): number | undefined {
   if (time === undefined) return undefined;
-  const ms = timestampMs(time);
+  const ms = timeMs(time);
   if (!(ms >= -62_135_596_800_000 && ms <= 253_402_300_799_999))
-    throw invalidField(field, 'is not a valid timestamp');
+    throw invalidField(field, 'is not a valid timestamp: 0001-01-01T00:00:00Z to 9999-12-31T23:59:59.999Z');
   return ms;
 }
 

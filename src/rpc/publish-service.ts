@@ -1,6 +1,6 @@
 // PublishService: from the wire to the group commit and back.
 import { create } from '@bufbuild/protobuf';
-import { durationFromMs, timestampMs } from '@bufbuild/protobuf/wkt';
+import { durationFromMs } from '@bufbuild/protobuf/wkt';
 import type { EventInput } from '../../gen/dispatch/v1/event_pb.ts';
 import {
   type PublishResponse,
@@ -14,6 +14,7 @@ import { parseTenantId, type TenantId } from '../domain/ids.ts';
 import type { GroupCommit, Published, PublishOutcome } from '../publishing/group-commit.ts';
 import { bindService, type CallContext, ownTenant, tenantOf } from './call-path.ts';
 import { CODE_NUMBER } from './errors.ts';
+import { timeMs } from './times.ts';
 
 /** Most events of one PublishBatch. */
 export const MAX_BATCH = 1_000;
@@ -114,7 +115,10 @@ export function createPublishService(deps: PublishServiceDeps) {
   });
 }
 
-/** The tenant of an event that may name its own, which only platform keys may choose. */
+/**
+ * The tenant of an event that may name its own, which only platform keys may choose. Those of a batch may be of any; one that
+ * is alone is its request's, and a request that says two things is nobody's.
+ */
 function eventTenant(
   context: CallContext,
   ofRequest: TenantId | undefined,
@@ -123,6 +127,12 @@ function eventTenant(
 ): TenantId {
   const own = context.principal.tenantId;
   if (own !== undefined) return ownTenant(own, ofEvent);
+  const isAlone = path === 'event';
+  if (ofEvent !== '' && isAlone && ofRequest !== undefined && ofEvent !== ofRequest) {
+    const named = ofEvent.slice(0, 64);
+    const problem = `is "${named}", and tenant_id "${ofRequest}"; leave it out, only events of a batch have their own`;
+    throw invalidField(`${path}.tenant_id`, problem);
+  }
   if (ofEvent !== '') return parseTenantId(ofEvent, `${path}.tenant_id`);
   return ofRequest ?? parseTenantId('', 'tenant_id');
 }
@@ -149,7 +159,7 @@ export function toDraft(input: EventInput): EventDraft {
     subject: input.subject,
     idempotencyKey: input.idempotencyKey,
     orderingKey: input.orderingKey,
-    deliverAfterMs: input.deliverAfter === undefined ? undefined : timestampMs(input.deliverAfter),
+    deliverAfterMs: input.deliverAfter === undefined ? undefined : timeMs(input.deliverAfter),
     metadata: input.metadata,
   };
 }

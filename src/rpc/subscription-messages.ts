@@ -1,6 +1,6 @@
 // The messages of SubscriptionService to and from the domain, checked.
 import { create, type MessageInitShape } from '@bufbuild/protobuf';
-import { type Duration, durationFromMs, durationMs, timestampFromMs } from '@bufbuild/protobuf/wkt';
+import { durationFromMs, timestampFromMs } from '@bufbuild/protobuf/wkt';
 import {
   BatchFormat,
   Jitter,
@@ -36,6 +36,7 @@ import {
   type SubscriptionSettings,
   type SubscriptionState,
 } from '../domain/subscription.ts';
+import { msOf } from './times.ts';
 
 export const SERVER_SET: readonly (readonly [string, (s: WireSubscription) => boolean])[] = [
   ['subscription_id', (s) => s.subscriptionId !== ''],
@@ -315,10 +316,6 @@ function checkJitter(input: WireSubscription, wrong: Violations): void {
   const ok = known.some((jitter) => jitter === (input.retryPolicy?.jitter ?? Jitter.UNSPECIFIED));
   wrong.check(ok, 'subscription.retry_policy.jitter', 'must be JITTER_FULL or JITTER_NONE, or left out');
 }
-
-/** Whole milliseconds; missing durations become NaN, which no check lets pass. */
-export const msOf = (duration: Duration | undefined) =>
-  duration === undefined ? Number.NaN : Math.round(durationMs(duration));
 
 function toPolicy(wire: WireRetryPolicy): RetryPolicy {
   const { schedule } = wire;

@@ -54,7 +54,6 @@ import {
   checkSettings,
   type JudgeUrl,
   merge,
-  msOf,
   parseEtag,
   parseMask,
   SERVER_SET,
@@ -65,6 +64,7 @@ import {
   toSettings,
   toWire,
 } from './subscription-messages.ts';
+import { msOf } from './times.ts';
 
 export type SubscriptionServiceDeps = {
   readonly db: Database;

@@ -1,6 +1,6 @@
 // The messages of TenantService to and from the domain.
 import { create, type MessageInitShape } from '@bufbuild/protobuf';
-import { durationFromMs, durationMs, timestampFromMs } from '@bufbuild/protobuf/wkt';
+import { durationFromMs, timestampFromMs } from '@bufbuild/protobuf/wkt';
 import {
   ApiKeySchema,
   type AuditEntrySchema,
@@ -24,6 +24,7 @@ import type { KeyRole } from '../domain/roles.ts';
 import type { ApiKey, Tenant, TenantState } from '../domain/tenant.ts';
 import type { AuditEntry } from '../storage/audit.ts';
 import { optionalMs } from './pages.ts';
+import { msOf } from './times.ts';
 
 const WIRE_STATES: Readonly<Record<TenantState, WireState>> = {
   active: WireState.ACTIVE,
@@ -62,9 +63,9 @@ export function policyFromWire(wire: WirePolicy | undefined): Partial<TenantPoli
   const expiry = EXPIRY_NAMES[deadLetterExpiry] ?? ('' as TenantPolicy['deadLetterExpiry']);
   return {
     ...(requireVerification === undefined ? {} : { requireVerification }),
-    ...(autoDisableAfter === undefined ? {} : { autoDisableAfterMs: durationMs(autoDisableAfter) }),
+    ...(autoDisableAfter === undefined ? {} : { autoDisableAfterMs: msOf(autoDisableAfter) }),
     ...(autoDisableFailures === undefined ? {} : { autoDisableFailures }),
-    ...(probeInterval === undefined ? {} : { probeIntervalMs: durationMs(probeInterval) }),
+    ...(probeInterval === undefined ? {} : { probeIntervalMs: msOf(probeInterval) }),
     ...(deadLetterDays === undefined ? {} : { deadLetterDays }),
     ...(deadLetterExpiry === DeadLetterExpiry.UNSPECIFIED ? {} : { deadLetterExpiry: expiry }),
   };

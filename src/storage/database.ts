@@ -89,15 +89,13 @@ export async function openDatabase(
       tenant.transaction(async (tx) => {
         await set(tx, { ...(isPooled ? { ...TENANT, ...POOLED } : {}), 'app.tenant_id': tenantId });
         const result = await work(tx);
-        if (changes.length > 0) {
-          const entries = changes.map(({ actor, action, resource, address, detail }) => [
-            uuidOf(ids.next('aud')),
-            actor,
-            action,
-            resource,
-            address,
-            JSON.stringify(detail),
-          ]);
+        const entries = changes.flatMap(({ actor, action, resource, address, detail, outcome }) => {
+          const more = outcome === undefined ? {} : outcome(result);
+          if (more === undefined) return [];
+          const told = JSON.stringify({ ...detail, ...more });
+          return [[uuidOf(ids.next('aud')), actor, action, resource, address, told]];
+        });
+        if (entries.length > 0) {
           const columns = sql.unnest(entries, ['uuid', 'text', 'text', 'text', 'text', 'jsonb']);
           await tx.query(sql.typeAlias('void')`
             INSERT INTO audit_log (tenant_id, id, actor, action, resource, address, detail)

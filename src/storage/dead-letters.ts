@@ -224,7 +224,7 @@ export async function replayDeadLetter(
 /** Most dead letters that one call discards. */
 export const MAX_DISCARD = 1_000;
 
-/** Ends dead letters for good: those listed, or up to 1,000 that match. Returns how many. */
+/** Ends dead letters for good: those listed, or up to 1,000 that match. Returns how many, to the audit log as well. */
 export async function discardDeadLetters(
   db: Database,
   tenantId: TenantId,
@@ -234,8 +234,8 @@ export async function discardDeadLetters(
     'filter' in which
       ? filterSql(which.filter)
       : sql.fragment`d.id = ANY(${sql.array(which.deliveryIds.map(uuidOf), 'uuid')})`;
-  const result = await db.inTenant(tenantId, (tx) =>
-    tx.query(sql.typeAlias('void')`
+  return db.inTenant(tenantId, async (tx) => {
+    const { rowCount } = await tx.query(sql.typeAlias('void')`
       WITH gone AS (
         DELETE FROM dead_letters WHERE tenant_id = ${tenantId} AND id IN (
           SELECT id FROM dead_letters d WHERE d.tenant_id = ${tenantId} AND ${condition}
@@ -245,7 +245,7 @@ export async function discardDeadLetters(
         DELETE FROM deliveries q USING gone
         WHERE q.tenant_id = gone.tenant_id AND q.id = gone.id AND q.run_at = 'infinity')
       INSERT INTO closed_deliveries (tenant_id, id, subscription_id, state, attempt_count)
-      SELECT tenant_id, id, subscription_id, 'discarded', attempt_count FROM gone`),
-  );
-  return result.rowCount;
+      SELECT tenant_id, id, subscription_id, 'discarded', attempt_count FROM gone`);
+    return rowCount;
+  });
 }

@@ -60,6 +60,12 @@ describe('an event', () => {
     ],
     ['65 levels of payload', { body: payload(`${'['.repeat(65)}${']'.repeat(65)}`) }, 'event.payload'],
     ['a million levels of payload', { body: payload('['.repeat(1_000_000)) }, 'event.payload'],
+    [
+      'an infinite number in data',
+      { body: { kind: 'data', data: { a: [1, Number.NEGATIVE_INFINITY] } } },
+      'event.data',
+    ],
+    ['what is no number in data', { body: { kind: 'data', data: { a: Number.NaN } } }, 'event.data'],
     ['65 levels of data', { body: { kind: 'data', data: nested(65) } }, 'event.data'],
     [
       'a header break in content_type',

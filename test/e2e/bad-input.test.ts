@@ -158,6 +158,26 @@ describe('a publish', () => {
     ).toMatchObject({ code: Code.InvalidArgument, fields: ['tenant_id'] });
   });
 
+  test('that names two tenants is refused, and stored for neither', async () => {
+    const admin = dispatch.clients();
+    const tenantId = 'another';
+    await newTenant(admin, tenantId);
+    const event = { type: 'a', body: data, tenantId };
+    expect(await refusal(admin.publish.publish({ tenantId: 'acme', event }))).toMatchObject({
+      code: Code.InvalidArgument,
+      fields: ['event.tenant_id'],
+    });
+    expect((await admin.events.listEvents({ tenantId })).events).toEqual([]);
+    // The same twice is no contradiction, and a batch may be for several.
+    await admin.publish.publish({ tenantId, event });
+    const { results } = await admin.publish.publishBatch({
+      tenantId: 'acme',
+      events: [event, { ...event, tenantId: '' }],
+    });
+    expect(results.map((r) => r.result.case)).toEqual(['ok', 'ok']);
+    expect((await admin.events.listEvents({ tenantId })).events).toHaveLength(2);
+  });
+
   test('without an event, with an event without body', async () => {
     expect((await refusal(clients.publish.publish({}))).fields).toEqual(['event']);
     expect((await refusal(clients.publish.publish({ event: { type: 'a' } }))).fields).toEqual(['event.data']);
@@ -295,6 +315,7 @@ describe('on the wire', () => {
 
   test.each<[string, string]>([
     ['an unknown field', '{"event":{"type":"a","data":{},"colour":"red"}}'],
+    ['a number that is too large', '{"event":{"type":"a","data":{"a":1e999}}}'],
     ['a field of another type', '{"event":{"type":7,"data":{}}}'],
     ['no JSON', '{"event":'],
     ['an array', '[]'],
@@ -319,6 +340,12 @@ describe('on the wire', () => {
   test.each([
     ['a time', PUBLISH, '{"event":{"type":"a","data":{},"deliverAfter":"tomorrow"}}', '2026-11-24T10:00:00Z'],
     ['a duration', SUBSCRIBE, '{"subscription":{"batch":{"maxWait":"x"}}}', '"90s"'],
+    [
+      'a duration of ten decimals',
+      SUBSCRIBE,
+      '{"subscription":{"batch":{"maxWait":"1.0000000001s"}}}',
+      'more than 9 decimals',
+    ],
     ['an enum', SUBSCRIBE, '{"subscription":{"ordering":"ORDERING_FOO"}}', 'ORDERING_KEY'],
     ['data', PUBLISH, '{"event":{"type":"a","data":[1]}}', '"data" is a JSON object'],
     ['an event', PUBLISH, '{"event":[1]}', 'it is a JSON object'],

@@ -410,5 +410,14 @@ describe('replay by filter', () => {
     }
     expect(discarded).toBe(1_500);
     expect(receiver.received).toHaveLength(1_500);
+    await clients.deadLetters.discardDeadLetters({ deliveryIds: ['dlv_00000000000000000000000000'] });
+    // The log has what was done, and nothing of what matched nothing.
+    const { entries } = await dispatch
+      .clients()
+      .tenants.listAuditLog({ tenantId, action: 'dead_letters.discard' });
+    expect(entries.map((entry) => entry.detail)).toEqual([
+      { byFilter: 'true', count: '500' },
+      { byFilter: 'true', count: '1000' },
+    ]);
   });
 });

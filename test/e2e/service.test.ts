@@ -9,7 +9,8 @@ import { create } from '@bufbuild/protobuf';
 import { durationFromMs } from '@bufbuild/protobuf/wkt';
 import pg from 'pg';
 import { describe, expect, test } from 'vitest';
-import { RetryListSchema } from '../../gen/dispatch/v1/subscription_service_pb.ts';
+import { DeliveryState } from '../../gen/dispatch/v1/event_pb.ts';
+import { BreakerState, RetryListSchema } from '../../gen/dispatch/v1/subscription_service_pb.ts';
 import { lockDataDir } from '../../src/storage/data-dir-lock.ts';
 import { findPlace, removeEmbedded, startEmbedded } from '../../src/storage/embedded.ts';
 import { migrate } from '../../src/storage/migrate.ts';
@@ -150,6 +151,60 @@ test('a process without the api role has health and metrics on its HTTP port, an
     404,
     'there is nothing here; this process has no api role; it has /healthz, /readyz, /metrics\n',
   ]);
+  expect(await dispatch.kill('SIGTERM')).toBe(0);
+});
+
+test('a process that is stopped past the deadlines of what is on the wire blames no endpoint for it', async () => {
+  await using database = await cloneDatabase();
+  await using receiver = await startReceiver();
+  const dispatch = await spawnDispatch(external(database.url));
+  const clients = clientsOf(dispatch.httpPort, ADMIN_KEY);
+  const tenantId = 'acme';
+  await clients.tenants.createTenant({ tenant: { tenantId } });
+  const hour = durationFromMs(3_600_000);
+  const value = { base: hour, cap: hour, factor: 1, maxAttempts: 1 };
+  const once = { schedule: { case: 'exponential' as const, value } };
+  const subscribe = async (path: string) => {
+    const { subscription } = await clients.subscriptions.createSubscription({
+      tenantId,
+      subscription: {
+        url: `${new URL(receiver.url).origin}/${path}`,
+        eventTypes: [path],
+        attemptTimeout: durationFromMs(1_000),
+        retryPolicy: once,
+      },
+    });
+    return subscription!.subscriptionId;
+  };
+  const slow = await subscribe('slow');
+  const silent = await subscribe('silent');
+  let isStill = true;
+  receiver.answer = async ({ path }) => {
+    await wait(path === '/slow' ? 700 : isStill ? 30_000 : 0, undefined, { ref: false });
+    return { status: 204 };
+  };
+  for (const type of ['slow', 'silent']) {
+    const events = Array.from({ length: 8 }, () => ({ type, body: { case: 'data' as const, value: {} } }));
+    await clients.publish.publishBatch({ tenantId, events });
+  }
+  await eventually(() => expect(receiver.received).toHaveLength(16));
+  dispatch.child.kill('SIGSTOP');
+  await wait(3_500);
+  isStill = false;
+  dispatch.child.kill('SIGCONT');
+  // What was answered counts; what was not goes out again, uncharged, though one attempt is all that it has.
+  for (const subscriptionId of [slow, silent]) {
+    const deliveries = await eventually(async () => {
+      const { deliveries } = await clients.events.listDeliveries({ tenantId, subscriptionId });
+      expect(deliveries.map((d) => d.state)).toEqual(Array(8).fill(DeliveryState.SUCCEEDED));
+      return deliveries;
+    });
+    expect(deliveries.map((d) => d.attemptCount)).toEqual(Array(8).fill(1));
+    const { subscription } = await clients.subscriptions.getSubscription({ tenantId, subscriptionId });
+    expect(subscription!.breaker?.state ?? BreakerState.CLOSED).toBe(BreakerState.CLOSED);
+  }
+  const bySlow = receiver.received.filter((r) => r.path === '/slow');
+  expect([bySlow.length, receiver.received.length]).toEqual([8, 24]);
   expect(await dispatch.kill('SIGTERM')).toBe(0);
 });
 

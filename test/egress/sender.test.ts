@@ -1,8 +1,10 @@
-// What the sender takes from an endpoint that does not stop.
+// What the sender takes from an endpoint that does not stop, and what it makes of a process that stood still.
 import { subscribe, unsubscribe } from 'node:diagnostics_channel';
 import { type AddressInfo, createServer, type Socket } from 'node:net';
+import { setTimeout as wait } from 'node:timers/promises';
+import { Worker } from 'node:worker_threads';
 import { expect, onTestFinished, test } from 'vitest';
-import type { SendResult } from '../../src/domain/delivery.ts';
+import type { SendOutcome } from '../../src/domain/delivery.ts';
 import { createConnect } from '../../src/egress/connector.ts';
 import { createAddressGuard } from '../../src/egress/guard.ts';
 import { createResolver } from '../../src/egress/resolver.ts';
@@ -40,7 +42,7 @@ test.each([
   const { port } = server.address() as AddressInfo;
   const origin = `http://127.0.0.1:${port}`;
   const request = { origin, path: '/', headers: [], body: Buffer.from('{}'), tlsId: '', tls: undefined };
-  const result = await new Promise<SendResult>((done) =>
+  const result = await new Promise<SendOutcome>((done) =>
     sender.send({ ...request, timeoutMs: 30_000 }, done),
   );
 
@@ -49,4 +51,39 @@ test.each([
   expect(sockets[0]!.bytesRead).toBeGreaterThan(MAX_HEAD_BYTES);
   expect(sockets[0]!.bytesRead).toBeLessThanOrEqual(MAX_HEAD_BYTES + PIECE_BYTES);
   expect(sockets[0]!.destroyed).toBe(true);
+});
+
+/** An endpoint in a thread of its own, which answers `/fast` after 100 ms and nothing else. */
+const ENDPOINT = `
+  const { createServer } = require('node:http');
+  const { parentPort } = require('node:worker_threads');
+  const server = createServer((request, response) => {
+    request.resume();
+    if (request.url === '/fast') setTimeout(() => response.end('late, but there'), 100);
+  });
+  server.listen(0, '127.0.0.1', () => parentPort.postMessage(server.address().port));
+`;
+
+test.each([
+  [
+    'an answer that came in time counts, however late it is read',
+    '/fast',
+    2_000,
+    { kind: 'response', status: 200 },
+  ],
+  ['an endpoint that said nothing meanwhile is not blamed', '/hang', 2_000, { kind: 'stalled' }],
+  ['one that hangs is, if the process was only a little late', '/hang', 600, { errorClass: 'timeout' }],
+])('a process that stood still past a deadline: %s', async (_what, path, stillMs, expected) => {
+  const endpoint = new Worker(ENDPOINT, { eval: true });
+  onTestFinished(async () => void (await endpoint.terminate()));
+  const port = await new Promise<number>((done) => endpoint.once('message', done));
+  const guard = createAddressGuard(['127.0.0.0/8']);
+  await using sender = createSender(createConnect(guard, createResolver([])), () => performance.now());
+  const origin = `http://127.0.0.1:${port}`;
+  const request = { origin, path, headers: [], body: Buffer.from('{}'), tlsId: '', tls: undefined };
+  const settled = new Promise<SendOutcome>((done) => sender.send({ ...request, timeoutMs: 300 }, done));
+  await wait(50); // it is on the wire
+  await new Promise((done) => setImmediate(done)); // timers come next
+  Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, stillMs);
+  expect(await settled).toMatchObject(expected);
 });

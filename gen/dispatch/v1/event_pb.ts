@@ -36,8 +36,10 @@ export type EventInput = Message<"dispatch.v1.EventInput"> & {
    */
   body: {
     /**
-     * A JSON object. Sent as compact JSON with keys in the order received.
-     * At most 64 levels deep.
+     * A JSON object. Sent as compact JSON with keys in the order received, but
+     * for those that are whole numbers, which come first. Numbers are doubles:
+     * whole ones beyond 2^53 are rounded, infinite ones refused. At most 64
+     * levels deep. What has to arrive byte for byte goes into `payload`.
      *
      * @generated from field: google.protobuf.Struct data = 2;
      */

@@ -441,7 +441,8 @@ export type Subscription = Message<"dispatch.v1.Subscription"> & {
 
   /**
    * Sent with every attempt: at most 20, at most 4 KiB together. Names that
-   * dispatch or HTTP itself set are refused.
+   * dispatch or HTTP itself set are refused. Shown and stored as given: secrets
+   * belong into `auth`.
    *
    * @generated from field: map<string, string> headers = 6;
    */
