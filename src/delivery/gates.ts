@@ -7,7 +7,7 @@ import { createPacer, type Pacer } from '../limits/pacer.ts';
 import type { LimitStore } from '../limits/store.ts';
 import type { Standing } from '../storage/instances.ts';
 import type { Target, TenantConfig } from '../storage/tenant-configs.ts';
-import type { Admission, Waiting } from './scheduler.ts';
+import type { Admission, QueueView } from './scheduler.ts';
 
 export type GatesDeps = {
   readonly store: Pick<LimitStore, 'take'>;
@@ -138,12 +138,9 @@ export function createGates(deps: GatesDeps) {
 
   return {
     /** See Admit in scheduler.ts. */
-    admit(
-      tenantId: TenantId,
-      subscriptionId: SubscriptionId,
-      inFlight: { readonly tenant: number; readonly queue: number },
-      waiting: Waiting,
-    ): Admission {
+    admit(queue: QueueView): Admission {
+      const { subscriptionId } = queue;
+      const { tenantId } = queue.tenant;
       isProbe = false;
       const config = deps.peek(tenantId);
       const target = config?.targets.get(subscriptionId);
@@ -155,17 +152,17 @@ export function createGates(deps: GatesDeps) {
       if (breaker === 'probe') return 'go';
       const { maxInFlight, deliveriesPerSecond } = config.quota;
       if (target.maxInFlight !== undefined) {
-        const answer = room(target.maxInFlight, inFlight.queue, tenantId);
+        const answer = room(target.maxInFlight, queue.inFlight, tenantId);
         if (answer !== 'room') return answer;
       }
       if (maxInFlight > 0) {
-        const answer = room(maxInFlight, inFlight.tenant, tenantId);
+        const answer = room(maxInFlight, queue.tenant.inFlight, tenantId);
         if (answer !== 'room') return answer === 'full' ? 'tenant-full' : answer;
       }
       const nowMs = deps.now();
-      const fillMs = fillsForMs(target, waiting, nowMs);
+      const fillMs = fillsForMs(target, queue, nowMs);
       if (fillMs > 0) return hold('queue', fillMs, tenantId, subscriptionId);
-      const depth = Math.ceil(waiting.depth / (target.batch?.maxEvents ?? 1)); // requests, not deliveries
+      const depth = Math.ceil(depthOf(queue) / (target.batch?.maxEvents ?? 1)); // requests, not deliveries
       const own = rateOf(target, nowMs) === undefined ? undefined : pacerOf(tenantId, subscriptionId, nowMs);
       const ofTenant = deliveriesPerSecond === 0 ? undefined : pacerOf(tenantId, undefined, nowMs);
       const ownWait = own?.waitMs(nowMs, depth) ?? 0;
@@ -232,10 +229,13 @@ export function createGates(deps: GatesDeps) {
 }
 
 /** How long a queue waits for its next batch to fill, in ms; 0: it is full, has waited long enough, or has no batches. */
-function fillsForMs({ batch }: Target, { depth, bytes, sinceMs }: Waiting, nowMs: number): number {
-  if (batch === undefined || depth >= batch.maxEvents || bytes >= batch.maxBytes) return 0;
-  return Math.max(0, sinceMs + batch.maxWaitMs - nowMs);
+function fillsForMs({ batch }: Target, queue: QueueView, nowMs: number): number {
+  if (batch === undefined || depthOf(queue) >= batch.maxEvents || queue.bytes >= batch.maxBytes) return 0;
+  return Math.max(0, queue.sinceMs + batch.maxWaitMs - nowMs);
 }
+
+/** What waits in a queue, lines behind their heads included. */
+const depthOf = ({ waiting, behind }: QueueView) => waiting.size + behind;
 
 /**
  * This worker's part of a cap: an equal one, and the remainder to some, other ones for each `seed`. A tenant's cap and

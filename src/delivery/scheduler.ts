@@ -8,6 +8,7 @@
 // over its subscriptions. So endpoints that hang hold their share of the pool, however many they are, and no more.
 import type { ClaimedDelivery } from '../domain/delivery.ts';
 import type { SubscriptionId, TenantId } from '../domain/ids.ts';
+import { Fifo } from './fifo.ts';
 
 /** Bounds of a scheduler. */
 export type SchedulerLimits = {
@@ -30,6 +31,8 @@ export const shareOf = (max: number, others: number): number => Math.max(1, Math
 /** A turn of a tenant of weight 1 is worth this: a delivery costs 1, and 1 more for each 16 KiB of its body. */
 const QUANTUM = 1;
 const COST_BYTES = 16 * 1024;
+/** Tenants that are remembered while nothing of them is here. */
+const KEPT_TENANTS = 256;
 
 /**
  * Whether the first of a queue may go: `go`; `hold` it for a time, or its whole tenant; `full`, until one of the queue's
@@ -44,29 +47,32 @@ export type Admission =
   | 'drop'
   | { readonly hold: 'queue' | 'tenant'; readonly ms: number };
 
-/** What waits in a queue, lines behind their heads included. */
-export type Waiting = {
-  readonly depth: number;
+/** A queue as those see it who decide whether its first may go. */
+export type QueueView = {
+  readonly tenant: { readonly tenantId: TenantId; readonly inFlight: number };
+  readonly subscriptionId: SubscriptionId;
+  /** What may go next, and what is behind the heads of lines. */
+  readonly waiting: { readonly size: number };
+  readonly behind: number;
+  /** Of the bodies of both. */
   readonly bytes: number;
   /** When the first of it came, on the clock of `now`. */
   readonly sinceMs: number;
+  readonly inFlight: number;
 };
 
 /** Asked right before a delivery goes. */
-export type Admit = (
-  tenantId: TenantId,
-  subscriptionId: SubscriptionId,
-  inFlight: { readonly tenant: number; readonly queue: number },
-  waiting: Waiting,
-) => Admission;
+export type Admit = (queue: QueueView) => Admission;
+
+/** A delivery that goes: in flight until finished() is called for it. */
+export type Turn = { readonly delivery: ClaimedDelivery; readonly queue: Queue };
 
 const ALWAYS: Admit = () => 'go';
 
 type Queue = {
   readonly tenant: TenantQueues;
   readonly subscriptionId: SubscriptionId;
-  waiting: ClaimedDelivery[];
-  head: number;
+  readonly waiting: Fifo<ClaimedDelivery>;
   reserved: number;
   /** Behind the heads of lines: places that are taken by what cannot go yet. */
   behind: number;
@@ -80,7 +86,7 @@ type Queue = {
 type TenantQueues = {
   readonly tenantId: TenantId;
   readonly queues: Map<SubscriptionId, Queue>;
-  readonly ring: Ring<Queue>;
+  readonly ring: Fifo<Queue>;
   /** At its share of the tenant's: until one of the tenant's ends. */
   readonly parked: Set<Queue>;
   inFlight: number;
@@ -107,7 +113,7 @@ export type SchedulerDeps = {
 
 export function createScheduler(limits: SchedulerLimits, deps: SchedulerDeps) {
   const tenants = new Map<TenantId, TenantQueues>();
-  const ring = new Ring<TenantQueues>();
+  const ring = new Fifo<TenantQueues>();
   /** At their share of all: until one of anybody's ends. */
   const parked = new Set<TenantQueues>();
   let waitingCount = 0;
@@ -121,7 +127,7 @@ export function createScheduler(limits: SchedulerLimits, deps: SchedulerDeps) {
       tenant = {
         tenantId,
         queues: new Map(),
-        ring: new Ring(),
+        ring: new Fifo(),
         parked: new Set(),
         inFlight: 0,
         held: 0,
@@ -136,8 +142,7 @@ export function createScheduler(limits: SchedulerLimits, deps: SchedulerDeps) {
       queue = {
         tenant,
         subscriptionId,
-        waiting: [],
-        head: 0,
+        waiting: new Fifo(),
         reserved: 0,
         behind: 0,
         bytes: 0,
@@ -151,14 +156,13 @@ export function createScheduler(limits: SchedulerLimits, deps: SchedulerDeps) {
     return queue;
   }
 
-  const depth = (queue: Queue) => queue.waiting.length - queue.head;
   const tenantShare = (tenant: TenantQueues) => shareOf(limits.maxInFlight, inFlightCount - tenant.inFlight);
   const queueShare = (queue: Queue) =>
     shareOf(tenantShare(queue.tenant), queue.tenant.inFlight - queue.inFlight);
 
   function enterRings(queue: Queue): void {
     const { tenant } = queue;
-    if (!queue.isInRing && !queue.isHeld && depth(queue) > 0) {
+    if (!queue.isInRing && !queue.isHeld && queue.waiting.size > 0) {
       if (queue.inFlight < queueShare(queue)) {
         queue.isInRing = true;
         tenant.ring.push(queue);
@@ -185,11 +189,13 @@ export function createScheduler(limits: SchedulerLimits, deps: SchedulerDeps) {
   function unpark(tenant: TenantQueues): void {
     for (const queue of tenant.parked) {
       tenant.parked.delete(queue);
+      if (queue.waiting.size === 0) continue;
       enterRings(queue);
       break;
     }
     for (const other of parked) {
       parked.delete(other);
+      if (other.ring.size === 0) continue;
       enterRing(other);
       break;
     }
@@ -200,7 +206,7 @@ export function createScheduler(limits: SchedulerLimits, deps: SchedulerDeps) {
     const { tenant } = queue;
     if (admission === 'drop' || admission === 'give-back') {
       const end = admission === 'drop' ? deps.onDropped : deps.onGivenBack;
-      while (depth(queue) > 0) end(take(queue));
+      while (queue.waiting.size > 0) end(take(queue));
       forgetIfEmpty(queue);
     } else if (
       admission === 'tenant-full' ||
@@ -216,25 +222,23 @@ export function createScheduler(limits: SchedulerLimits, deps: SchedulerDeps) {
     enterRing(tenant);
   }
 
+  /** A queue that is made anew lies in memory that is at hand, one of ten thousand that are kept does not. */
   function forgetIfEmpty(queue: Queue): void {
     const isBusy = queue.inFlight > 0 || queue.reserved > 0 || queue.behind > 0;
-    if (depth(queue) > 0 || isBusy || queue.isHeld) return;
+    if (queue.waiting.size > 0 || isBusy || queue.isHeld) return;
     const { tenant } = queue;
     tenant.queues.delete(queue.subscriptionId);
     tenant.parked.delete(queue);
-    if (tenant.queues.size === 0 && !tenant.isHeld) {
-      tenants.delete(tenant.tenantId);
-      parked.delete(tenant);
-    }
+    if (tenant.queues.size === 0 && !tenant.isHeld && tenants.size > KEPT_TENANTS) forget(tenant);
+  }
+
+  function forget(tenant: TenantQueues): void {
+    tenants.delete(tenant.tenantId);
+    parked.delete(tenant);
   }
 
   function take(queue: Queue): ClaimedDelivery {
-    const delivery = queue.waiting[queue.head]!;
-    queue.head++;
-    if (queue.head === queue.waiting.length || queue.head >= 1024) {
-      queue.waiting = queue.waiting.slice(queue.head);
-      queue.head = 0;
-    }
+    const delivery = queue.waiting.shift()!;
     waitingCount--;
     queue.tenant.held--;
     addBytes(queue, -delivery.event.payload.length);
@@ -264,7 +268,7 @@ export function createScheduler(limits: SchedulerLimits, deps: SchedulerDeps) {
   }
 
   function roomOf(tenant: TenantQueues | undefined, queue: Queue | undefined): number {
-    const used = queue === undefined ? 0 : depth(queue) + queue.reserved + queue.behind;
+    const used = queue === undefined ? 0 : queue.waiting.size + queue.reserved + queue.behind;
     const held = tenant?.held ?? 0;
     const ofTenant = shareOf(limits.maxWaiting, waitingCount + placeCount - held);
     const ofQueue = shareOf(ofTenant, held - used);
@@ -292,7 +296,7 @@ export function createScheduler(limits: SchedulerLimits, deps: SchedulerDeps) {
     /** Deliveries of this subscription that are here and not under way, places held included. */
     waitingOf(tenantId: TenantId, subscriptionId: SubscriptionId): number {
       const queue = tenants.get(tenantId)?.queues.get(subscriptionId);
-      return queue === undefined ? 0 : depth(queue) + queue.reserved + queue.behind;
+      return queue === undefined ? 0 : queue.waiting.size + queue.reserved + queue.behind;
     },
 
     /** Bytes of bodies of this subscription that wait here. */
@@ -346,7 +350,7 @@ export function createScheduler(limits: SchedulerLimits, deps: SchedulerDeps) {
         queue.reserved--;
         addPlaces(queue, -1);
       }
-      if (depth(queue) === 0) queue.sinceMs = deps.now();
+      if (queue.waiting.size === 0) queue.sinceMs = deps.now();
       queue.waiting.push(delivery);
       queue.tenant.held++;
       waitingCount++;
@@ -355,10 +359,9 @@ export function createScheduler(limits: SchedulerLimits, deps: SchedulerDeps) {
     },
 
     /**
-     * The next delivery, which is in flight from now until finished() is called for it; undefined: none may go. Who
-     * holds a queue or tenant calls release() when its time is over.
+     * The next delivery; undefined: none may go. Who holds a queue or tenant calls release() when its time is over.
      */
-    next(admit: Admit = ALWAYS): ClaimedDelivery | undefined {
+    next(admit: Admit = ALWAYS): Turn | undefined {
       if (inFlightCount >= limits.maxInFlight) return undefined;
       for (let tenant = ring.shift(); tenant !== undefined; tenant = ring.shift()) {
         tenant.isInRing = false;
@@ -374,7 +377,7 @@ export function createScheduler(limits: SchedulerLimits, deps: SchedulerDeps) {
         }
         const queue = tenant.ring.shift()!;
         queue.isInRing = false;
-        if (depth(queue) === 0) {
+        if (queue.waiting.size === 0) {
           enterRing(tenant); // all of it was taken along
           continue;
         }
@@ -383,10 +386,7 @@ export function createScheduler(limits: SchedulerLimits, deps: SchedulerDeps) {
           enterRing(tenant);
           continue;
         }
-        const inFlight = { tenant: tenant.inFlight, queue: queue.inFlight };
-        const { bytes, sinceMs } = queue;
-        const waiting = { depth: depth(queue) + queue.behind, bytes, sinceMs };
-        const admission = admit(tenant.tenantId, queue.subscriptionId, inFlight, waiting);
+        const admission = admit(queue);
         if (admission !== 'go') {
           putBack(queue, admission);
           continue;
@@ -395,7 +395,7 @@ export function createScheduler(limits: SchedulerLimits, deps: SchedulerDeps) {
         inFlightCount++;
         tenant.inFlight++;
         queue.inFlight++;
-        if (depth(queue) > 0) {
+        if (queue.waiting.size > 0) {
           queue.sinceMs = deps.now();
           if (queue.inFlight < queueShare(queue)) {
             queue.isInRing = true;
@@ -406,7 +406,7 @@ export function createScheduler(limits: SchedulerLimits, deps: SchedulerDeps) {
         }
         charge(tenant, delivery);
         enterRing(tenant);
-        return delivery;
+        return { delivery, queue };
       }
       return undefined;
     },
@@ -418,7 +418,8 @@ export function createScheduler(limits: SchedulerLimits, deps: SchedulerDeps) {
       fits: (delivery: ClaimedDelivery) => boolean,
     ): ClaimedDelivery | undefined {
       const queue = tenants.get(tenantId)?.queues.get(subscriptionId);
-      if (queue === undefined || depth(queue) === 0 || !fits(queue.waiting[queue.head]!)) return undefined;
+      const first = queue?.waiting.first();
+      if (queue === undefined || first === undefined || !fits(first)) return undefined;
       return take(queue);
     },
 
@@ -429,7 +430,7 @@ export function createScheduler(limits: SchedulerLimits, deps: SchedulerDeps) {
       if (subscriptionId === undefined) {
         tenant.isHeld = false;
         enterRing(tenant);
-        if (tenant.queues.size === 0) tenants.delete(tenantId);
+        if (tenant.queues.size === 0 && tenants.size > KEPT_TENANTS) forget(tenant);
         return;
       }
       const queue = tenant.queues.get(subscriptionId);
@@ -440,13 +441,14 @@ export function createScheduler(limits: SchedulerLimits, deps: SchedulerDeps) {
     },
 
     /** Ends what next() began. */
-    finished(delivery: ClaimedDelivery): void {
-      const queue = queueOf(delivery.tenantId, delivery.subscriptionId);
+    finished({ queue }: Turn): void {
+      const { tenant } = queue;
       inFlightCount--;
-      queue.tenant.inFlight--;
+      tenant.inFlight--;
       queue.inFlight--;
+      if (tenant.inFlight === 0 && tenant.held === 0) tenant.deficit = 0;
       enterRings(queue);
-      unpark(queue.tenant);
+      unpark(tenant);
       forgetIfEmpty(queue);
     },
 
@@ -455,7 +457,7 @@ export function createScheduler(limits: SchedulerLimits, deps: SchedulerDeps) {
       const all: ClaimedDelivery[] = [];
       for (const tenant of tenants.values()) {
         for (const queue of tenant.queues.values()) {
-          while (depth(queue) > 0) all.push(take(queue));
+          while (queue.waiting.size > 0) all.push(take(queue));
           queue.isInRing = false;
         }
         tenant.ring.clear();
@@ -469,41 +471,6 @@ export function createScheduler(limits: SchedulerLimits, deps: SchedulerDeps) {
 
     waitingCount: () => waitingCount,
     inFlightCount: () => inFlightCount,
+    tenantCount: () => tenants.size,
   };
-}
-
-/** A first-in, first-out list with O(1) ends. */
-class Ring<T> {
-  #items: T[] = [];
-  #head = 0;
-
-  get size(): number {
-    return this.#items.length - this.#head;
-  }
-
-  push(item: T): void {
-    this.#items.push(item);
-  }
-
-  /** Puts an item before all others: one that was shifted out lately, whose place is free. */
-  unshift(item: T): void {
-    if (this.#head > 0) this.#items[--this.#head] = item;
-    else this.#items.unshift(item);
-  }
-
-  shift(): T | undefined {
-    if (this.size === 0) return undefined;
-    const item = this.#items[this.#head]!;
-    this.#head++;
-    if (this.#head >= 1024 || this.#head === this.#items.length) {
-      this.#items = this.#items.slice(this.#head);
-      this.#head = 0;
-    }
-    return item;
-  }
-
-  clear(): void {
-    this.#items = [];
-    this.#head = 0;
-  }
 }

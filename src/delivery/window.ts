@@ -48,6 +48,8 @@ export function createStartWindow(deps: StartWindowDeps): StartWindow {
   let counts = new Map<TenantId, number>();
   let countedAtMs = deps.now();
   let isBesideOthers = false;
+  /** When mayStart() was asked last: right before a start, but for one that waited for a token. */
+  let askedAtMs = deps.now();
   let timer: NodeJS.Timeout | undefined;
 
   function grow(nowMs: number): void {
@@ -91,6 +93,7 @@ export function createStartWindow(deps: StartWindowDeps): StartWindow {
   return {
     mayStart() {
       const nowMs = deps.now();
+      askedAtMs = nowMs;
       age(nowMs);
       lookAround(nowMs);
       grow(nowMs);
@@ -103,7 +106,7 @@ export function createStartWindow(deps: StartWindowDeps): StartWindow {
     },
     started(tenantId) {
       counts.set(tenantId, (counts.get(tenantId) ?? 0) + 1);
-      const start = { atMs: deps.now(), isYoung: true };
+      const start = { atMs: askedAtMs, isYoung: true };
       young++;
       starts.push(start);
       return () => leave(start);

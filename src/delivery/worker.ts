@@ -28,7 +28,7 @@ import { createGone, type GoneDeps } from './gone.ts';
 import { createLines } from './lines.ts';
 import type { Recorder } from './recorder.ts';
 import { eventOf, fenceOf, recordOf, type Times } from './results.ts';
-import { createScheduler, limitsFor } from './scheduler.ts';
+import { createScheduler, limitsFor, type Turn } from './scheduler.ts';
 import { type Signable, sign, signable, signableBatch } from './sign.ts';
 import { createStartWindow } from './window.ts';
 
@@ -79,8 +79,12 @@ const MAX_STARTS = 16;
 const PER_LINE = 16;
 const PER_WHOLE_LINE = 100;
 
-/** What goes out together. `items` are the parts of a batch's body; undefined for a request with one event. */
+/**
+ * What goes out together in the turn of its first. `items` are the parts of a batch's body; undefined for a request with one
+ * event.
+ */
 type Request = {
+  readonly turn: Turn;
   readonly members: readonly [ClaimedDelivery, ...ClaimedDelivery[]];
   readonly items: readonly Buffer[] | undefined;
 };
@@ -218,20 +222,21 @@ export function createWorker(deps: WorkerDeps) {
         break;
       }
       if (!window.mayStart()) break;
-      const delivery = scheduler.next(deps.gates.admit);
-      if (delivery === undefined) break;
-      deps.gates.going(delivery.subscriptionId, delivery.deliveryId);
-      begin(delivery);
+      const turn = scheduler.next(deps.gates.admit);
+      if (turn === undefined) break;
+      deps.gates.going(turn.delivery.subscriptionId, turn.delivery.deliveryId);
+      begin(turn);
     }
     isPumping = false;
     claimer.resume();
   }
 
-  function begin(delivery: ClaimedDelivery): void {
+  function begin(turn: Turn): void {
+    const { delivery } = turn;
     const config = deps.configs.peek(delivery.tenantId);
     const target = config?.targets.get(delivery.subscriptionId);
     if (target !== undefined) {
-      prepare(gather(delivery, target), config, target);
+      prepare(gather(turn, target), config, target);
       return;
     }
     // Not in memory, or newer than what is: only a configuration that was read after the claim can say that the
@@ -239,18 +244,19 @@ export function createWorker(deps: WorkerDeps) {
     deps.configs.reload(delivery.tenantId).then(
       (loaded) => {
         const found = loaded?.targets.get(delivery.subscriptionId);
-        prepare(found === undefined ? alone(delivery) : gather(delivery, found), loaded, found);
+        prepare(found === undefined ? alone(turn) : gather(turn, found), loaded, found);
       },
       (error) => {
         deps.onError(error, 'a tenant’s configuration could not be read');
-        endAll(alone(delivery), 'release', 1_000);
+        endAll(alone(turn), 'release', 1_000);
       },
     );
   }
 
   /** What goes with a delivery: what waits behind it in its line, and then in its queue, until the batch is full. */
-  function gather(first: ClaimedDelivery, { batch }: Target): Request {
-    if (batch === undefined) return alone(first);
+  function gather(turn: Turn, { batch }: Target): Request {
+    if (batch === undefined) return alone(turn);
+    const first = turn.delivery;
     const { tenantId, subscriptionId } = first;
     const members: [ClaimedDelivery, ...ClaimedDelivery[]] = [first];
     const items = [batchItem(tenantId, first.event, batch.format)];
@@ -273,7 +279,7 @@ export function createWorker(deps: WorkerDeps) {
       }
       members.push(next);
     }
-    return { members, items };
+    return { turn, members, items };
   }
 
   /** Prepare: is there still somebody to deliver to, and time enough? */
@@ -282,31 +288,38 @@ export function createWorker(deps: WorkerDeps) {
       endAll(request, 'cancelled');
     } else if (config.state !== 'active' || target.state !== 'active' || gone.has(target.subscriptionId)) {
       endAll(request, 'release');
-    } else if (!lastsForAttempt(request, target)) {
-      // It waited here for too long: back to the queue, uncharged, before the lease ends by itself.
-      endAll(request, 'release');
     } else {
       authorize(request, target);
     }
   }
 
-  function lastsForAttempt({ members }: Request, target: Target): boolean {
-    const untilMs = deps.monotonic() + timeoutOf(target) + LEASE_MARGIN_MS;
-    return members.every((delivery) => untilMs <= delivery.leaseUntilMs);
+  function lastsForAttempt({ members }: Request, target: Target, nowMs: number): boolean {
+    const untilMs = nowMs + timeoutOf(target) + LEASE_MARGIN_MS;
+    for (const delivery of members) if (untilMs > delivery.leaseUntilMs) return false;
+    return true;
   }
 
-  /** Credentials that are at hand are used at once; a token that must be fetched takes its time first. */
+  /**
+   * Goes on if the lease lasts. Credentials that are at hand are used at once; a token that must be fetched takes its time
+   * first.
+   */
   function authorize(request: Request, target: Target): void {
+    const startedAt = deps.monotonic();
+    if (!lastsForAttempt(request, target, startedAt)) {
+      // It waited here for too long: back to the queue, uncharged, before the lease ends by itself.
+      endAll(request, 'release');
+      return;
+    }
     const authorization = target.credentials.auth === undefined ? undefined : deps.authorization(target);
     if (!(authorization instanceof Promise)) {
-      attempt(request, target, authorization);
+      attempt(request, target, authorization, startedAt);
       return;
     }
     const startedAtMs = deps.now();
-    const startedAt = deps.monotonic();
     authorization.then(
       (value) => {
-        if (lastsForAttempt(request, target)) attempt(request, target, value);
+        const nowMs = deps.monotonic();
+        if (lastsForAttempt(request, target, nowMs)) attempt(request, target, value, nowMs);
         else endAll(request, 'release');
       },
       (error: Error) => {
@@ -327,9 +340,13 @@ export function createWorker(deps: WorkerDeps) {
   /** An attempt ends well before a fresh lease does, however short leases are configured. */
   const timeoutOf = (target: Target) => Math.min(target.attemptTimeoutMs, deps.leaseMs - 2 * LEASE_MARGIN_MS);
 
-  function attempt(request: Request, target: Target, authorization: string | undefined): void {
+  function attempt(
+    request: Request,
+    target: Target,
+    authorization: string | undefined,
+    startedAt: number,
+  ): void {
     const startedAtMs = deps.now();
-    const startedAt = deps.monotonic();
     const lagMs = startedAtMs - request.members[0].dueAtMs;
     if (!deps.mayBeSent(target)) {
       finish(request, target, PLAIN_HTTP, { startedAtMs, durationMs: 0, lagMs }, 0);
@@ -413,7 +430,7 @@ export function createWorker(deps: WorkerDeps) {
         deps.recorder.add(record, (isWritten) => lineGoesOn(delivery, record, isWritten));
       else deps.recorder.add(record);
     });
-    scheduler.finished(request.members[0]);
+    scheduler.finished(request.turn);
     if (stopping && scheduler.inFlightCount() === 0) {
       for (const wake of idleWaiters) wake();
       idleWaiters = [];
@@ -514,7 +531,7 @@ function perLineOf({ ordering, batch }: Target, cap: number): number {
   return Math.min(Math.max(usual, batch?.maxEvents ?? 0), cap);
 }
 
-const alone = (delivery: ClaimedDelivery): Request => ({ members: [delivery], items: undefined });
+const alone = (turn: Turn): Request => ({ turn, members: [turn.delivery], items: undefined });
 
 function signableOf({ members, items }: Request, target: Target): Signable {
   const [first] = members;

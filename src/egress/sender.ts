@@ -115,22 +115,23 @@ export function createSender(connect: Connect, now: () => number): Sender {
    */
   function sendAgain(request: SignedRequest, startedAtMs: number, done: (result: SendOutcome) => void): void {
     const client = new Client(request.origin, optionsFor(request.tls));
-    const leftMs = Math.max(1, startedAtMs + request.timeoutMs - now());
+    const nowMs = now();
+    const leftMs = Math.max(1, startedAtMs + request.timeoutMs - nowMs);
     const settle = ({ result }: Settled) => {
       void client.destroy();
       done(result);
     };
-    dispatch(client, request, new Exchange(leftMs, now, starts, settle));
+    dispatch(client, request, new Exchange(leftMs, nowMs, now, starts, settle));
   }
 
   return {
     poolCount: () => pools.size,
     send(request, done) {
+      const startedAtMs = now();
       const open = poolOf(request);
       open.inFlight++;
-      open.usedAtMs = now();
-      const startedAtMs = now();
-      const exchange = new Exchange(request.timeoutMs, now, starts, ({ result, isRace }) => {
+      open.usedAtMs = startedAtMs;
+      const exchange = new Exchange(request.timeoutMs, startedAtMs, now, starts, ({ result, isRace }) => {
         open.inFlight--;
         if (isRace) sendAgain(request, startedAtMs, done);
         else done(result);
@@ -181,6 +182,7 @@ class Exchange implements Dispatcher.DispatchHandler {
   /** `starts` hears that it starts, right before its headers are sent. */
   constructor(
     timeoutMs: number,
+    startedAtMs: number,
     now: () => number,
     starts: (exchange: Exchange) => void,
     settle: (settled: Settled) => void,
@@ -188,7 +190,7 @@ class Exchange implements Dispatcher.DispatchHandler {
     this.#settle = settle;
     this.#now = now;
     this.#starts = starts;
-    this.#startedAtMs = now();
+    this.#startedAtMs = startedAtMs;
     // Timers run before sockets are read: what has come by its time counts, however late that is noticed.
     this.#timer = setTimeout(() => {
       const noticedAtMs = now();

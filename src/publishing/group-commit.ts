@@ -549,6 +549,7 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
     readyQueues: Map<string, QueueKey>,
   ): void {
     const { tenantId, type, contentType, payload, source, subject, deliverAfterMs } = m.event;
+    const event = { eventId, type, contentType, payload, source, subject };
     const nowMs = Date.now();
     for (let i = 0; i < m.deliveries.length; i++) {
       const delivery = m.deliveries[i]!;
@@ -567,7 +568,7 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
           leaseUntilMs: startedAt + deps.leaseMs,
           dueAtMs: nowMs,
           isOrdered: false,
-          event: { eventId, type, contentType, payload, source, subject },
+          event,
         });
       } else if (target.state === 'active' && (deliverAfterMs === undefined || deliverAfterMs <= nowMs)) {
         readyQueues.set(`${tenantId}/${subscriptionId}`, { tenantId, subscriptionId });

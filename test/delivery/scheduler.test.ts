@@ -4,6 +4,7 @@ import {
   limitsFor,
   type SchedulerDeps,
   type SchedulerLimits,
+  type Turn,
 } from '../../src/delivery/scheduler.ts';
 import type { ClaimedDelivery } from '../../src/domain/delivery.ts';
 import type { DeliveryId, EventId, SubscriptionId, TenantId } from '../../src/domain/ids.ts';
@@ -49,8 +50,9 @@ const limits = (changes: Partial<SchedulerLimits> = {}): SchedulerLimits => ({
   ...limitsFor(100),
   ...changes,
 });
-const name = (d: ClaimedDelivery | undefined) =>
-  d === undefined ? undefined : `${d.tenantId}/${d.subscriptionId}`;
+const name = (turn: Turn | undefined) =>
+  turn === undefined ? undefined : `${turn.delivery.tenantId}/${turn.delivery.subscriptionId}`;
+const tenantOf = (turn: Turn | undefined) => turn?.delivery.tenantId;
 
 function take(scheduler: ReturnType<typeof createScheduler>, count: number): (string | undefined)[] {
   return Array.from({ length: count }, () => name(scheduler.next()));
@@ -71,7 +73,7 @@ describe('the scheduler', () => {
     scheduler.offer(delivery('a', 'y'));
     const got = [scheduler.next(), scheduler.next(), scheduler.next(), scheduler.next()];
     expect(got.map(name)).toEqual(['a/x', 'a/y', 'a/x', 'a/x']);
-    expect(got.filter((d) => d?.subscriptionId === ('x' as SubscriptionId))).toEqual(first);
+    expect(got.filter((turn) => name(turn) === 'a/x').map((turn) => turn!.delivery)).toEqual(first);
   });
 
   test('gives a tenant of weight 3 three turns for each one of a tenant of weight 1', () => {
@@ -86,13 +88,13 @@ describe('the scheduler', () => {
     const scheduler = createScheduler(limits());
     for (let i = 0; i < 40; i++) scheduler.offer(delivery('small', 's'));
     for (let i = 0; i < 10; i++) scheduler.offer(delivery('large', 's', 64 * 1024));
-    const got: ClaimedDelivery[] = [];
+    const got: Turn[] = [];
     for (let i = 0; i < 30; i++) {
       const next = scheduler.next()!;
       got.push(next);
       scheduler.finished(next);
     }
-    const large = got.filter((d) => name(d) === 'large/s').length;
+    const large = got.filter((turn) => name(turn) === 'large/s').length;
     expect(large).toBeGreaterThanOrEqual(4);
     expect(large).toBeLessThanOrEqual(7);
   });
@@ -104,7 +106,7 @@ describe('the scheduler', () => {
     };
     const drain = () => {
       const got: (string | undefined)[] = [];
-      for (let next = scheduler.next(); next !== undefined; next = scheduler.next()) got.push(next.tenantId);
+      for (let next = scheduler.next(); next !== undefined; next = scheduler.next()) got.push(tenantOf(next));
       return got;
     };
     inFlight('a');
@@ -114,7 +116,7 @@ describe('the scheduler', () => {
     const second = drain().filter((t) => t === 'b').length;
     expect([second >= 13, second <= 16]).toEqual([true, true]);
     scheduler.offer(delivery('quiet', 's'));
-    expect(scheduler.next()?.tenantId).toBe('quiet');
+    expect(tenantOf(scheduler.next())).toBe('quiet');
   });
 
   test('a subscription has half of what the tenant’s others leave, and does not stop them', () => {
@@ -131,7 +133,7 @@ describe('the scheduler', () => {
     for (let i = 0; i < 4; i++) scheduler.offer(delivery('b', `s${i}`));
     const got = [scheduler.next()!, scheduler.next()!, scheduler.next()!];
     expect(scheduler.next()).toBeUndefined();
-    scheduler.finished(got.find((d) => d.tenantId === ('b' as TenantId))!);
+    scheduler.finished(got.find((turn) => tenantOf(turn) === 'b')!);
     expect(scheduler.next()).toBeDefined();
   });
 
@@ -155,7 +157,7 @@ describe('the scheduler', () => {
     const scheduler = createScheduler(limits());
     const all = [delivery('a', 'x'), delivery('a', 'x'), delivery('a', 'x', 500)];
     for (const d of all) scheduler.offer(d);
-    const first = scheduler.next()!;
+    const first = scheduler.next()!.delivery;
     const small = (d: ClaimedDelivery) => d.event.payload.length < 100;
     expect(scheduler.takeAlong(first.tenantId, first.subscriptionId, small)).toBe(all[1]);
     expect(scheduler.takeAlong(first.tenantId, first.subscriptionId, small)).toBeUndefined();
@@ -200,7 +202,7 @@ describe('the scheduler', () => {
     const all = [delivery('a', 'x'), delivery('a', 'y'), delivery('b', 'x')];
     for (const d of all) scheduler.offer(d);
     const first = scheduler.next()!;
-    expect(new Set(scheduler.drain())).toEqual(new Set(all.filter((d) => d !== first)));
+    expect(new Set(scheduler.drain())).toEqual(new Set(all.filter((d) => d !== first.delivery)));
     expect([scheduler.waitingCount(), scheduler.inFlightCount(), scheduler.next()]).toEqual([
       0,
       1,
@@ -208,7 +210,40 @@ describe('the scheduler', () => {
     ]);
     scheduler.finished(first);
     scheduler.offer(all[2]!);
-    expect(scheduler.next()).toBe(all[2]);
+    expect(scheduler.next()?.delivery).toBe(all[2]);
+  });
+
+  test('forgets tenants that nothing is here of when there are many, and none that something is here of', () => {
+    const scheduler = createScheduler(limits({ maxInFlight: 4 }));
+    const kept = delivery('kept', 'waits');
+    scheduler.offer(delivery('kept', 'flies'));
+    const flying = scheduler.next()!;
+    for (let i = 0; i < 1_000; i++) {
+      scheduler.offer(delivery(`t${i}`, 's'));
+      for (let turn = scheduler.next(); turn !== undefined; turn = scheduler.next()) scheduler.finished(turn);
+    }
+    scheduler.offer(kept);
+    scheduler.finished(flying);
+    expect(scheduler.tenantCount()).toBeLessThanOrEqual(257);
+    expect([name(scheduler.next()), scheduler.waitingCount(), scheduler.inFlightCount()]).toEqual([
+      'kept/waits',
+      0,
+      1,
+    ]);
+  });
+
+  test('what waits for its share goes also when what was parked before it has nothing left', () => {
+    const scheduler = createScheduler(limits({ maxInFlight: 16 }));
+    const flying: Turn[] = [];
+    for (const queue of ['x', 'y', 'z']) {
+      for (let i = 0; i < 9; i++) scheduler.offer(delivery('a', queue));
+      for (let turn = scheduler.next(); turn !== undefined; turn = scheduler.next()) flying.push(turn);
+    }
+    expect(flying.map(name).join(' ')).toBe('a/x a/x a/x a/x a/y a/y a/z');
+    for (let i = 0; i < 9; i++) scheduler.takeAlong('a' as TenantId, 'x' as SubscriptionId, () => true);
+    const ofX = flying.filter((turn) => name(turn) === 'a/x');
+    for (const turn of ofX.slice(0, 2)) scheduler.finished(turn);
+    expect(name(scheduler.next())).toBe('a/z');
   });
 
   test('any order of offers, takes and ends leaves the counts right and loses nothing', () => {
@@ -218,7 +253,7 @@ describe('the scheduler', () => {
       seed = (seed * 1103515245 + 12345) % 2147483648;
       return Math.floor((seed / 2147483648) * n);
     };
-    const inFlight: ClaimedDelivery[] = [];
+    const inFlight: Turn[] = [];
     const done = new Set<string>();
     let offered = 0;
     for (let step = 0; step < 20_000 || done.size < offered; step++) {
@@ -232,8 +267,8 @@ describe('the scheduler', () => {
       } else if (inFlight.length > 0) {
         const [ended] = inFlight.splice(random(inFlight.length), 1);
         scheduler.finished(ended!);
-        expect(done.has(ended!.deliveryId)).toBe(false);
-        done.add(ended!.deliveryId);
+        expect(done.has(ended!.delivery.deliveryId)).toBe(false);
+        done.add(ended!.delivery.deliveryId);
       }
       expect(scheduler.inFlightCount()).toBe(inFlight.length);
       expect(inFlight.length).toBeLessThanOrEqual(7);
