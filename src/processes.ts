@@ -37,6 +37,7 @@ export async function runProcesses(
         everReady = true;
       });
       tellMetrics(metrics, child);
+      child.on('error', () => {}); // a message that it did not live to get; that it has ended is heard below
       child.once('exit', (code) => {
         children.delete(child);
         if (stopping) {

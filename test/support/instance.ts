@@ -54,7 +54,7 @@ export async function startTestInstance(
     version: 'test',
     log: createLog(config.logLevel),
   });
-  const httpPort = instance.httpPort ?? 0;
+  const { httpPort } = instance;
   return {
     database,
     httpPort,
