@@ -16,16 +16,16 @@ const delivery = (n: number) => `dlv_${n}` as DeliveryId;
 /** Lets everything that was promised come about; nothing here waits for I/O. */
 const settle = () => new Promise((done) => setImmediate(done));
 
+const rateBy = (now: () => number) =>
+  createPublishRate(
+    createMemoryStore(now, () => 1),
+    now,
+  );
+
 describe('leased tokens', () => {
   test('are all there are: 2,000 publishes one after the other, and lanes of 500 at once, are let in by a rate of 10,000', async () => {
     let nowMs = 1_790_000_000_000;
-    const rate = createPublishRate(
-      createMemoryStore(
-        () => nowMs,
-        () => 1,
-      ),
-      () => nowMs,
-    );
+    const rate = rateBy(() => nowMs);
     for (let i = 0; i < 2_000; i++) {
       expect(await rate.take(tenantId, DEFAULT_QUOTA, 1), `publish ${i}`).toMatchObject({ granted: 1 });
       nowMs += 0.5;
@@ -36,13 +36,7 @@ describe('leased tokens', () => {
 
   test('of several lanes together are not more than the bucket had', async () => {
     const nowMs = 1_790_000_000_000;
-    const rate = createPublishRate(
-      createMemoryStore(
-        () => nowMs,
-        () => 1,
-      ),
-      () => nowMs,
-    );
+    const rate = rateBy(() => nowMs);
     const quota = { ...DEFAULT_QUOTA, publishPerSecond: 10, publishBurst: 700 };
     const lanes = await Promise.all([1, 2, 3].map(() => rate.take(tenantId, quota, 500)));
     let granted = lanes.reduce((sum, l) => sum + l.granted, 0);
@@ -55,13 +49,7 @@ describe('leased tokens', () => {
 describe('a rate that is changed', () => {
   test('holds for the very next publish: nothing that was leased at the one before it is good', async () => {
     let nowMs = 1_790_000_000_000;
-    const rate = createPublishRate(
-      createMemoryStore(
-        () => nowMs,
-        () => 1,
-      ),
-      () => nowMs,
-    );
+    const rate = rateBy(() => nowMs);
     expect(await rate.take(tenantId, DEFAULT_QUOTA, 1)).toMatchObject({ granted: 1 });
     const slow = { ...DEFAULT_QUOTA, publishPerSecond: 1, publishBurst: 1 };
     const { granted } = await rate.take(tenantId, slow, 1_000);
