@@ -21,6 +21,13 @@ async function cpuNs(pid: number): Promise<number> {
   return Number(text.split(' ')[0]);
 }
 
+/** One after the other. Which comes first alternates: what the machine does meanwhile is not one side's. */
+async function inTurn<T>(isFirst: boolean, a: () => Promise<T>, b: () => Promise<T>): Promise<[T, T]> {
+  if (isFirst) return [await a(), await b()];
+  const ofB = await b();
+  return [await a(), ofB];
+}
+
 export const delayed: Scenario = {
   name: 'delayed',
   about: `${DELAYED} deliveries due in an hour beside one in each queue: latency in ms, and idle work per second`,
@@ -57,9 +64,8 @@ export const delayed: Scenario = {
         return { ns: of.reduce((sum, ns) => sum + ns, 0), transactions: Number(stat.rows[0]!.n) };
       };
       const idle = async () => {
-        // Not before what the last events left behind is done, nor without what the leader does each ten seconds.
-        await new Promise((done) => setTimeout(done, 2_000));
         const before = await state();
+        // Not without what the leader does each ten seconds.
         await new Promise((done) => setTimeout(done, 20_000));
         const after = await state();
         return {
@@ -75,12 +81,11 @@ export const delayed: Scenario = {
     const owned = stack.move();
     return {
       product: async () => {
-        const idleMany = await many.idle();
-        const idleFew = await few.idle();
-        // Which comes first alternates: what the machine does meanwhile is not one side's.
-        let busyMany = round % 2 === 0 ? await many.busy() : {};
-        const busyFew = await few.busy();
-        if (round++ % 2 === 1) busyMany = await many.busy();
+        const isManyFirst = round++ % 2 === 0;
+        const [busyMany, busyFew] = await inTurn(isManyFirst, many.busy, few.busy);
+        // What the last events left behind is done by then.
+        await new Promise((done) => setTimeout(done, 10_000));
+        const [idleMany, idleFew] = await inTurn(isManyFirst, many.idle, few.idle);
         return {
           figures: {
             'p50 with': busyMany['p50']!,

@@ -4,6 +4,7 @@ import { createDeadLetterReports } from '../delivery/dead-letter-reports.ts';
 import { createGates } from '../delivery/gates.ts';
 import { createHealth } from '../delivery/health.ts';
 import { createRecorder } from '../delivery/recorder.ts';
+import { startUnparker } from '../delivery/unparker.ts';
 import { createWorker, type Worker } from '../delivery/worker.ts';
 import { encodeId, uuidOf } from '../domain/ids.ts';
 import { createBreakers } from '../limits/breakers.ts';
@@ -12,6 +13,7 @@ import { writeBreaker } from '../storage/breakers.ts';
 import { claim, claimLeftovers, claimLines } from '../storage/claims.ts';
 import { databaseUnavailable } from '../storage/database.ts';
 import * as health from '../storage/health.ts';
+import { unpark } from '../storage/parking.ts';
 import { writeRecords } from '../storage/records.ts';
 import { createWalk } from '../storage/walk.ts';
 import { authorizationOf, endpointAllowed } from './egress.ts';
@@ -79,6 +81,14 @@ export function startWorker(shared: Shared, stack: AsyncDisposableStack): Worker
     },
     onError: (error) => log.error(error, 'results could not be recorded; trying again'),
   });
+  stack.use(
+    startUnparker({
+      walk: createWalk(db.claims, 'parked'),
+      unpark: (queues) => unpark(db.claims, queues),
+      onError: (error) =>
+        log.warn({ error: String(error) }, 'parked deliveries were not looked at; trying again'),
+    }),
+  );
   const timed = async <T>(work: (nowMs: number) => Promise<T>): Promise<T> => {
     const beganMs = monotonic();
     const claimed = await work(beganMs);

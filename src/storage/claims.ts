@@ -16,6 +16,7 @@ import {
 } from '../domain/ids.ts';
 import { float8Array, int4Array, textArray, uuidArray } from './binary-arrays.ts';
 import type { Statements } from './hot-pool.ts';
+import { IN_DUE } from './parking.ts';
 
 /** A subscription's queue in the database. */
 export type QueueKey = { readonly tenantId: TenantId; readonly subscriptionId: SubscriptionId };
@@ -57,9 +58,6 @@ export const MAX_CLAIM = 100;
 
 /** Where a claim of a queue ended: its last delivery in the order of claims. */
 export type ClaimPosition = Pick<ClaimedDelivery, 'dueAtMs' | 'idBytes'>;
-
-/** What the index deliveries_due asks of a statement that is to use it, and every row meets: migrations/0005. */
-export const IN_DUE = "run_at > '-infinity'";
 
 /** What is claimed of a queue. */
 export type Wanted = QueueKey & {
@@ -106,7 +104,7 @@ export async function claim(
           FROM deliveries d
           WHERE d.tenant_id = q.tenant_id AND d.subscription_id = q.subscription_id
             AND (d.run_at, d.id) > (timestamptz 'epoch' + q.after_us * interval '1 us', q.after_id)
-            AND d.run_at <= now() AND d.${IN_DUE}
+            AND d.run_at <= now() AND ${IN_DUE}
           ORDER BY d.run_at, d.id LIMIT q.room FOR UPDATE SKIP LOCKED) p LIMIT ${MAX_CLAIM}),
       leased AS (
         INSERT INTO deliveries AS d (tenant_id, id, subscription_id, run_at, lease)
@@ -208,7 +206,7 @@ export async function claimLines(
           WHERE d.tenant_id = $1 AND d.subscription_id = $2 AND d.order_key = l.order_key
             AND d.order_seq >= l.order_seq ORDER BY d.order_seq LIMIT $5) c),
       claimed AS (
-        UPDATE deliveries d SET run_at = now() + $6::interval, lease = $7::uuid
+        UPDATE deliveries d SET run_at = now() + $6::interval, lease = $7::uuid, is_parked = false
         FROM (SELECT * FROM behind WHERE goes LIMIT ${MAX_CLAIM}) b WHERE d.tenant_id = $1 AND d.id = b.id
         RETURNING d.tenant_id, d.id, d.subscription_id, d.attempt_count, d.retry_base,
           extract(epoch FROM d.round_at)::float8 * 1000 AS round_ms,

@@ -244,7 +244,7 @@ export async function retryDelivery(
 ): Promise<StoredDelivery> {
   return db.inTenant(tenantId, async (tx) => {
     await tx.query(sql.typeAlias('void')`
-      UPDATE deliveries SET run_at = now()
+      UPDATE deliveries SET run_at = now(), is_parked = false
       WHERE tenant_id = ${tenantId} AND id = ${uuidOf(deliveryId)} AND lease IS NULL AND run_at > now()
         AND run_at < 'infinity'`);
     const delivery = await readDelivery(tx, tenantId, deliveryId);
@@ -285,18 +285,21 @@ export async function cancelDeliveries(
   tenantId: TenantId,
   subscriptionId: SubscriptionId,
 ): Promise<number> {
+  // An index for each.
+  const first = (inIndex: ReturnType<typeof sql.fragment>) => sql.fragment`SELECT id FROM deliveries
+    WHERE tenant_id = ${tenantId} AND subscription_id = ${uuidOf(subscriptionId)} AND run_at < 'infinity' AND ${inIndex}
+    ORDER BY run_at LIMIT ${MAX_CANCEL} FOR UPDATE SKIP LOCKED`;
   const result = await db.inTenant(tenantId, async (tx) => {
     const known = await tx.exists(sql.type(z.object({}))`
       SELECT FROM subscriptions
       WHERE tenant_id = ${tenantId} AND id = ${uuidOf(subscriptionId)} AND deleted_at IS NULL`);
     if (!known) throw notFound('subscription', subscriptionId);
     return tx.query(sql.typeAlias('void')`
-      WITH gone AS (
+      WITH due AS MATERIALIZED (${first(sql.fragment`NOT is_parked`)}),
+      parked AS MATERIALIZED (${first(sql.fragment`is_parked`)}),
+      gone AS (
         DELETE FROM deliveries WHERE tenant_id = ${tenantId} AND id IN (
-          SELECT id FROM deliveries
-          WHERE tenant_id = ${tenantId} AND subscription_id = ${uuidOf(subscriptionId)} AND run_at < 'infinity'
-            AND run_at > '-infinity' -- as the index deliveries_due asks
-          ORDER BY run_at LIMIT ${MAX_CANCEL} FOR UPDATE SKIP LOCKED)
+          SELECT id FROM due UNION ALL SELECT id FROM parked LIMIT ${MAX_CANCEL})
         RETURNING tenant_id, id, subscription_id, attempt_count)
       INSERT INTO closed_deliveries (tenant_id, id, subscription_id, state, attempt_count)
       SELECT tenant_id, id, subscription_id, 'cancelled', attempt_count FROM gone`);

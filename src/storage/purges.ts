@@ -23,10 +23,12 @@ export async function deletedSubscriptions(db: Many): Promise<readonly z.infer<t
 
 /** Cancels a deleted subscription's deliveries and discards its dead letters, then removes it. */
 export async function purgeSubscription(db: Many, tenantId: string, uuid: string): Promise<number> {
-  const close = (from: 'deliveries' | 'dead_letters', state: 'cancelled' | 'discarded') => {
+  const close = (
+    from: 'deliveries' | 'dead_letters',
+    state: 'cancelled' | 'discarded',
+    inIndex = sql.fragment``,
+  ) => {
     const table = sql.identifier([from]);
-    // As the index deliveries_due asks.
-    const inIndex = from === 'deliveries' ? sql.fragment`AND run_at > '-infinity'` : sql.fragment``;
     return db.many.query(sql.typeAlias('void')`
       WITH gone AS (
         DELETE FROM ${table} WHERE tenant_id = ${tenantId} AND id IN (
@@ -36,9 +38,10 @@ export async function purgeSubscription(db: Many, tenantId: string, uuid: string
       INSERT INTO closed_deliveries (tenant_id, id, subscription_id, state, attempt_count)
       SELECT tenant_id, id, subscription_id, ${state}, attempt_count FROM gone`);
   };
-  const cancelled = await close('deliveries', 'cancelled');
+  const cancelled = await close('deliveries', 'cancelled', sql.fragment`AND NOT is_parked`);
+  const parked = await close('deliveries', 'cancelled', sql.fragment`AND is_parked`);
   const discarded = await close('dead_letters', 'discarded');
-  const count = cancelled.rowCount + discarded.rowCount;
+  const count = cancelled.rowCount + parked.rowCount + discarded.rowCount;
   if (count > 0) return count;
   const removed = await db.many.query(sql.typeAlias('void')`
     DELETE FROM subscriptions WHERE tenant_id = ${tenantId} AND id = ${uuid} AND deleted_at IS NOT NULL`);

@@ -6,6 +6,7 @@ import type { AttemptTiming, DeadLetterReason, ErrorClass } from '../domain/deli
 import type { TenantId } from '../domain/ids.ts';
 import { byteaArray, float8Array, int2Array, int4Array, textArray, uuidArray } from './binary-arrays.ts';
 import type { Statements } from './hot-pool.ts';
+import { isParkedAt } from './parking.ts';
 
 /** Which row, under which lease. */
 type Fenced = { readonly tenantId: TenantId; readonly idBytes: Buffer; readonly lease: Buffer };
@@ -129,6 +130,7 @@ const ATTEMPT = `${FENCE}, unnest($4::int2[]) AS attempt, unnest($5::int2[]) AS 
   unnest($10::int4[]) AS connect_us, unnest($11::int4[]) AS tls_us, unnest($12::int4[]) AS first_byte_us,
   unnest($13::text[]) AS response_headers, unnest($14::int2[]) AS batch_size`;
 const FAILURE = 'unnest($15::text[]) AS error_class, unnest($16::text[]) AS error_message';
+const LATER = "now() + r.delay_ms * interval '1 ms'";
 const MINE = 'd.tenant_id = r.tenant_id AND d.id = r.id AND d.lease = r.lease';
 const INSERT_ATTEMPT = `INSERT INTO attempts (tenant_id, delivery_id, attempt, subscription_id, outcome, status,
   error_class, error_message, started_at, duration_us, next_attempt_at, response_body, dns_us, connect_us, tls_us,
@@ -159,7 +161,7 @@ async function writeRetries(
 ): Promise<QueryResult<Row> | undefined> {
   if (records.length === 0) return undefined;
   const text = `WITH done AS (
-        UPDATE deliveries d SET run_at = now() + r.delay_ms * interval '1 ms', lease = NULL, attempt_count = r.attempt
+        UPDATE deliveries d SET run_at = ${LATER}, is_parked = ${isParkedAt(LATER)}, lease = NULL, attempt_count = r.attempt
         FROM (SELECT ${ATTEMPT}, ${FAILURE}, unnest($17::float8[]) AS delay_ms) r WHERE ${MINE}
         RETURNING r.*, d.subscription_id, d.run_at)
       ${INSERT_ATTEMPT}
@@ -218,7 +220,7 @@ async function writeReleases(
   if (records.length === 0) return undefined;
   return pool.query<Row>({
     name: 'record-release',
-    text: `UPDATE deliveries d SET run_at = now() + r.delay_ms * interval '1 ms', lease = NULL
+    text: `UPDATE deliveries d SET run_at = ${LATER}, is_parked = ${isParkedAt(LATER)}, lease = NULL
       FROM (SELECT ${FENCE}, unnest($4::float8[]) AS delay_ms) r WHERE ${MINE}`,
     values: [...fence(records), float8Array(records.map((r) => r.delayMs))],
   });

@@ -1,7 +1,8 @@
 // The walk over all queues: what finds the work that no hint told of. Runs as dispatch_engine.
 import { idFromUuid, type SubscriptionId, type TenantId } from '../domain/ids.ts';
-import { IN_DUE, type QueueKey } from './claims.ts';
+import type { QueueKey } from './claims.ts';
 import type { Statements } from './hot-pool.ts';
+import { IN_DUE } from './parking.ts';
 import { hashLeaf } from './partitions.ts';
 
 /** A queue that holds something, and when its first delivery is due: ms since 1970, and from now (≤ 0: due). */
@@ -28,20 +29,21 @@ const START: WalkPosition = {
 
 /**
  * Walks the queues leaf by leaf, each in the order of its keys: a loose index scan, which costs one descent of
- * deliveries_due for each queue, however long it is. Over the parent table every step would descend into every leaf, as
+ * deliveries_due, or deliveries_parked, for each queue, however long it is. Over the parent table every step would descend into every leaf, as
  * only a tenant's id says which of them it is in.
  */
-export function createWalk(pool: Statements): Walk {
+export function createWalk(pool: Statements, over: 'due' | 'parked' = 'due'): Walk {
   let text: string | undefined;
+  const inIndex = over === 'due' ? IN_DUE : 'is_parked';
   return async (from = START, limit) => {
-    text ??= textFor(await countLeaves(pool));
+    text ??= textFor(await countLeaves(pool), inIndex);
     const { rows } = await pool.query<{
       leaf: number;
       tenant_id: string;
       subscription_id: string;
       due_at_ms: number;
       due_in_ms: number;
-    }>({ name: 'walk-queues', text, values: [from.leaf, from.tenantId, from.subscriptionUuid, limit] });
+    }>({ name: `walk-${over}`, text, values: [from.leaf, from.tenantId, from.subscriptionUuid, limit] });
     const heads = rows.map((row) => ({
       tenantId: row.tenant_id as TenantId,
       subscriptionId: idFromUuid('sub', row.subscription_id) as SubscriptionId,
@@ -66,7 +68,7 @@ async function countLeaves(pool: Statements): Promise<number> {
   return rows[0]!.count;
 }
 
-function textFor(leafCount: number): string {
+function textFor(leafCount: number, inIndex: string): string {
   const leaves = Array.from({ length: leafCount }, (_, leaf) => leaf);
   const walks = leaves.map((leaf) => {
     const table = hashLeaf('deliveries', leaf);
@@ -74,11 +76,11 @@ function textFor(leafCount: number): string {
       CASE $1::int4 WHEN ${leaf} THEN $3::uuid ELSE '${START.subscriptionUuid}'::uuid END`;
     return `walk_${leaf} AS (
       (SELECT tenant_id, subscription_id, run_at FROM ${table}
-        WHERE (tenant_id, subscription_id) > (${from}) AND ${IN_DUE} ORDER BY tenant_id, subscription_id, run_at LIMIT 1)
+        WHERE (tenant_id, subscription_id) > (${from}) AND ${inIndex} ORDER BY tenant_id, subscription_id, run_at LIMIT 1)
       UNION ALL
       SELECT n.* FROM walk_${leaf} w CROSS JOIN LATERAL (
         SELECT d.tenant_id, d.subscription_id, d.run_at FROM ${table} d
-        WHERE (d.tenant_id, d.subscription_id) > (w.tenant_id, w.subscription_id) AND d.${IN_DUE}
+        WHERE (d.tenant_id, d.subscription_id) > (w.tenant_id, w.subscription_id) AND ${inIndex}
         ORDER BY d.tenant_id, d.subscription_id, d.run_at LIMIT 1) n)`;
   });
   // Leaves before the position cost nothing, and those after it only what is asked for: a CTE is walked as far as it is read.

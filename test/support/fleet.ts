@@ -1,5 +1,6 @@
 // Several dispatch processes on one database, and Redis if asked for: for tests of what holds over all of them.
 
+import { isParkedAt } from '../../src/storage/parking.ts';
 import { cloneDatabase, type TestDatabase } from './database.ts';
 import { ADMIN_KEY, MASTER_KEY } from './instance.ts';
 import { type DispatchProcess, spawnDispatch } from './processes.ts';
@@ -82,8 +83,9 @@ export async function storeBacklog(
     [tenantId, count, body ?? null],
   );
   await database.owner.query(
-    `INSERT INTO deliveries (tenant_id, id, subscription_id, run_at)
-     SELECT tenant_id, overlay(id::text PLACING '000001' FROM 31)::uuid, $2, now() + make_interval(secs => $3)
+    `INSERT INTO deliveries (tenant_id, id, subscription_id, run_at, is_parked)
+     SELECT tenant_id, overlay(id::text PLACING '000001' FROM 31)::uuid, $2, now() + make_interval(secs => $3),
+       ${isParkedAt('now() + make_interval(secs => $3)')}
      FROM events WHERE tenant_id = $1`,
     [tenantId, subscriptionUuid, dueInSeconds],
   );

@@ -1,0 +1,68 @@
+// Takes parked deliveries out before they are due: every ten seconds a walk over the queues that hold some, and for each
+// whose first comes near as many updates as it takes. Each worker does so, whatever the others do: what one is taking out
+// is passed over by the next.
+import type { QueueKey } from '../storage/claims.ts';
+import { MAX_UNPARK, UNPARK_AHEAD_MS } from '../storage/parking.ts';
+import type { Walk, WalkPosition } from '../storage/walk.ts';
+
+const EVERY_MS = 10_000;
+/** After a failure. The time that is left before the first are late is six rounds. */
+const AGAIN_MS = 1_000;
+const PAGE = 500;
+
+export type UnparkerDeps = {
+  /** Over the queues with parked deliveries. */
+  readonly walk: Walk;
+  /** Takes up to MAX_UNPARK of these queues out; returns how many. */
+  readonly unpark: (queues: readonly QueueKey[]) => Promise<number>;
+  readonly onError: (error: unknown) => void;
+};
+
+/** Runs until it is disposed of, which waits for the statement that is under way. */
+export function startUnparker({ walk, unpark, onError }: UnparkerDeps): AsyncDisposable {
+  let stopped = false;
+  let timer: NodeJS.Timeout | undefined;
+  let running: Promise<void>;
+
+  async function round(): Promise<void> {
+    let position: WalkPosition | undefined;
+    do {
+      const { heads, next } = await walk(position, PAGE);
+      const near = heads.filter(({ dueInMs }) => dueInMs <= UNPARK_AHEAD_MS);
+      if (near.length > 0) await takeOut(near);
+      position = next;
+    } while (position !== undefined && !stopped);
+  }
+
+  /** In half of the time, so that a million that are due together leave the other half to what is due now. */
+  async function takeOut(queues: readonly QueueKey[]): Promise<void> {
+    for (;;) {
+      const startedAt = performance.now();
+      const count = await unpark(queues);
+      if (count < MAX_UNPARK || stopped) return;
+      const tookMs = performance.now() - startedAt;
+      await new Promise((done) => setTimeout(done, tookMs));
+    }
+  }
+
+  function start(): void {
+    running = round()
+      .then(() => EVERY_MS)
+      .catch((error) => {
+        onError(error);
+        return AGAIN_MS;
+      })
+      .then((delayMs) => {
+        if (!stopped) timer = setTimeout(start, delayMs);
+      });
+  }
+
+  start();
+  return {
+    async [Symbol.asyncDispose]() {
+      stopped = true;
+      clearTimeout(timer);
+      await running;
+    },
+  };
+}

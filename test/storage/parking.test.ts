@@ -1,0 +1,164 @@
+import { afterAll, beforeAll, beforeEach, expect, test } from 'vitest';
+import { encodeId, type SubscriptionId, type TenantId, uuidOf } from '../../src/domain/ids.ts';
+import { claim } from '../../src/storage/claims.ts';
+import { type Database, openDatabase } from '../../src/storage/database.ts';
+import { cancelDeliveries } from '../../src/storage/deliveries.ts';
+import { MAX_UNPARK, unpark } from '../../src/storage/parking.ts';
+import { purgeSubscription } from '../../src/storage/purges.ts';
+import { type DeliveryRecord, writeRecords } from '../../src/storage/records.ts';
+import { createWalk } from '../../src/storage/walk.ts';
+import { cloneDatabase, type TestDatabase } from '../support/database.ts';
+import { eventually } from '../support/eventually.ts';
+import { storeBacklog } from '../support/fleet.ts';
+import { startTestInstance, type TestInstance } from '../support/instance.ts';
+import { startReceiver } from '../support/receiver.ts';
+
+const tenantId = 'acme' as TenantId;
+const subscriptionId = encodeId('sub', Buffer.alloc(16, 1)) as SubscriptionId;
+const queue = { tenantId, subscriptionId };
+const lease = Buffer.alloc(16, 7);
+const HOUR_S = 3_600;
+let database: TestDatabase;
+let db: Database;
+
+beforeAll(async () => {
+  database = await cloneDatabase();
+  db = await openDatabase(database.url, 4, () => {});
+  await database.owner.query(
+    `INSERT INTO tenants (tenant_id, display_name, metadata, state) VALUES ($1, '', '{}', 'active')`,
+    [tenantId],
+  );
+});
+beforeEach(async () => {
+  await database.owner.query('TRUNCATE deliveries, events, attempts, closed_deliveries, subscriptions');
+  await database.owner.query(
+    `INSERT INTO subscriptions (tenant_id, id, url, event_types, description, headers, attempt_timeout_ms, metadata, state)
+     VALUES ($1, $2, 'http://127.0.0.1/', '{a}', '', '{}', 1000, '{}', 'active')`,
+    [tenantId, uuidOf(subscriptionId)],
+  );
+});
+afterAll(async () => {
+  await db[Symbol.asyncDispose]();
+  await database[Symbol.asyncDispose]();
+});
+
+const backlog = (count: number, dueInSeconds: number) =>
+  storeBacklog(database, tenantId, uuidOf(subscriptionId), count, dueInSeconds);
+
+/** How many deliveries there are, and how many of them are parked. */
+async function counts(): Promise<{ all: number; parked: number }> {
+  const { rows } = await database.owner.query(
+    'SELECT count(*)::int4 AS all, count(*) FILTER (WHERE is_parked)::int4 AS parked FROM deliveries',
+  );
+  return rows[0];
+}
+
+const headsOver = async (over: 'due' | 'parked') => (await createWalk(db.claims, over)(undefined, 10)).heads;
+const claimSome = async () =>
+  (await claim(db.claims, [{ ...queue, room: 10, after: undefined }], lease, 60_000, 0)).deliveries;
+
+/** Lets time pass for what is in the queue. */
+const passes = (seconds: number) =>
+  database.owner.query('UPDATE deliveries SET run_at = run_at - make_interval(secs => $1)', [seconds]);
+
+test('what is due in an hour is in no way of claims and of their walk, and comes back a minute before its time', async () => {
+  await backlog(3, HOUR_S);
+  expect(await headsOver('due')).toEqual([]);
+  expect(await headsOver('parked')).toMatchObject([queue]);
+  expect(await unpark(db.claims, [queue])).toBe(0);
+  await passes(HOUR_S - 70);
+  expect(await unpark(db.claims, [queue])).toBe(0);
+  await passes(20);
+  expect(await unpark(db.claims, [queue])).toBe(3);
+  expect(await headsOver('parked')).toEqual([]);
+  expect(await headsOver('due')).toMatchObject([queue]);
+  expect(await claimSome()).toEqual([]);
+  await passes(60);
+  expect(await claimSome()).toHaveLength(3);
+});
+
+test('a retry and what is given back are parked if they are due much later, and not if they are due soon', async () => {
+  await backlog(4, 0);
+  const claimed = await claimSome();
+  const attempt = {
+    attempt: 1,
+    status: 500,
+    startedAtMs: Date.now(),
+    durationUs: 1,
+    timing: { dnsUs: 0, connectUs: 0, tlsUs: 0, firstByteUs: 0 },
+    responseBody: Buffer.alloc(0),
+    responseHeaders: undefined,
+    batchSize: 0,
+  };
+  const failure = { errorClass: 'http_status', message: 'no' } as const;
+  const records = claimed.map(({ idBytes }, i): DeliveryRecord => {
+    const of = { tenantId, idBytes, lease, delayMs: i % 2 === 0 ? 3_600_000 : 90_000 };
+    return i < 2 ? { ...of, kind: 'retry', attempt, failure } : { ...of, kind: 'release' };
+  });
+  await writeRecords(db.records, records, false);
+  expect(await counts()).toEqual({ all: 4, parked: 2 });
+  await passes(HOUR_S);
+  expect(await claimSome()).toHaveLength(2);
+  expect(await unpark(db.claims, [queue])).toBe(2);
+  expect(await claimSome()).toHaveLength(2);
+});
+
+test('one call takes out the first that are due, and two at once take out each once', async () => {
+  await backlog(MAX_UNPARK + 2_000, HOUR_S);
+  await passes(HOUR_S);
+  await database.owner.query(
+    'UPDATE deliveries SET run_at = now() WHERE id = (SELECT id FROM deliveries ORDER BY id DESC LIMIT 1)',
+  );
+  expect(await unpark(db.claims, [queue])).toBe(MAX_UNPARK);
+  const { rows } = await database.owner.query(
+    'SELECT is_parked FROM deliveries WHERE id = (SELECT id FROM deliveries ORDER BY id DESC LIMIT 1)',
+  );
+  expect(rows).toEqual([{ is_parked: true }]);
+  const both = await Promise.all([unpark(db.claims, [queue]), unpark(db.claims, [queue])]);
+  expect(both[0] + both[1]).toBe(2_000);
+  expect(await counts()).toEqual({ all: MAX_UNPARK + 2_000, parked: 0 });
+});
+
+test('cancelling what waits for a subscription, and removing a deleted one, reaches what is parked', async () => {
+  await backlog(2, 0);
+  await database.owner.query("UPDATE deliveries SET id = replace(id::text, '-7000-', '-7001-')::uuid");
+  await database.owner.query('TRUNCATE events');
+  await backlog(3, HOUR_S);
+  expect(await counts()).toEqual({ all: 5, parked: 3 });
+  expect(await cancelDeliveries(db, tenantId, subscriptionId)).toBe(5);
+  expect(await counts()).toEqual({ all: 0, parked: 0 });
+  await database.owner.query('TRUNCATE events, closed_deliveries');
+  await backlog(3, HOUR_S);
+  await database.owner.query('UPDATE subscriptions SET deleted_at = now()');
+  expect(await purgeSubscription(db, tenantId, uuidOf(subscriptionId))).toBe(3);
+  expect(await counts()).toEqual({ all: 0, parked: 0 });
+});
+
+test('an event that is delayed by a day reaches its endpoint once that has passed, also if no worker was there meanwhile', async () => {
+  await using receiver = await startReceiver();
+  await using own = await cloneDatabase();
+  const events = async (api: TestInstance, types: readonly string[]) => {
+    for (const type of types) {
+      const deliverAfter = { seconds: BigInt(Math.floor(Date.now() / 1000) + 24 * HOUR_S) };
+      await api
+        .clients()
+        .publish.publish({ tenantId, event: { type, deliverAfter, body: { case: 'data', value: {} } } });
+    }
+  };
+  {
+    await using api = await startTestInstance({ DISPATCH_ROLES: 'api' }, own);
+    await api.clients().tenants.createTenant({ tenant: { tenantId } });
+    const subscription = { url: receiver.url, eventTypes: ['order.*'] };
+    await api.clients().subscriptions.createSubscription({ tenantId, subscription });
+    await events(api, ['order.passed', 'order.waits']);
+  }
+  const { rows } = await own.owner.query('SELECT id, is_parked FROM deliveries ORDER BY id');
+  expect(rows.map((row) => row.is_parked)).toEqual([true, true]);
+  await own.owner.query("UPDATE deliveries SET run_at = now() - interval '1 s' WHERE id = $1", [rows[0].id]);
+  await using worker = await startTestInstance({}, own);
+  await eventually(() => expect(receiver.received).toHaveLength(1));
+  // Its owner does not want to wait for the other one.
+  const waiting = encodeId('dlv', Buffer.from(rows[1].id.replaceAll('-', ''), 'hex'));
+  await worker.clients().events.retryDelivery({ tenantId, deliveryId: waiting });
+  await eventually(() => expect(receiver.received).toHaveLength(2));
+});
