@@ -1,7 +1,6 @@
 // Deliveries that are due much later are parked: they are in the index deliveries_parked instead of deliveries_due, so that
 // neither claims nor the walk over all queues pay for them. Whoever writes a time when a delivery is due says with it
 // whether that parks it; unpark() takes them out again well before that time. Runs as dispatch_engine (ADR 0023).
-
 import { idBytes } from '../domain/ids.ts';
 import { textArray, uuidArray } from './binary-arrays.ts';
 import type { QueueKey } from './claims.ts';
