@@ -85,6 +85,9 @@ const FRONT: ClaimPosition = { dueAtMs: 0, idBytes: Buffer.alloc(16) };
  * the planner believes. One that knows a queue as empty reads all of its index instead, which took 0.4 s where an old
  * snapshot kept what was delivered (ADR 0021). A scan begins at the first lower bound of run_at that is written: IN_DUE, which
  * a locking statement keeps, comes after the position, or each claim reads the index of its queue from the front.
+ *
+ * Its commit does not wait for the disk: nothing is promised by a claim, and a database that crashes and forgets one
+ * has what it held due as before. A claim of lines does wait, or two could send of a line at once (ADR 0024).
  */
 export async function claim(
   pool: Statements,
@@ -112,7 +115,7 @@ export async function claim(
         ON CONFLICT (tenant_id, id) DO UPDATE SET run_at = excluded.run_at, lease = excluded.lease)
       SELECT tenant_id, id, subscription_id, attempt_count, retry_base,
         extract(epoch FROM round_at)::float8 * 1000 AS round_ms, extract(epoch FROM run_at)::float8 * 1000 AS due_ms
-      FROM picked`,
+      FROM picked CROSS JOIN set_config('synchronous_commit', 'off', true)`,
     values: [
       textArray(queues.map((q) => q.tenantId)),
       uuidArray(queues.map((q) => idBytes(q.subscriptionId))),
