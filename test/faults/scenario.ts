@@ -27,8 +27,10 @@ export type Scenario = {
   readonly promises: readonly string[];
   /** What it takes at full size, in seconds; a run of three times as long is broken. */
   readonly seconds: number;
-  /** Its figures say how long things took: nothing may run beside it. */
+  /** Its figures say how long things took: nothing may run beside it, but for what leaves the cores idle as it does. */
   readonly isTimed?: boolean;
+  /** In a cut it waits nearly all the time. */
+  readonly isQuiet?: boolean;
   /** It is made of tests, which run with all others: nothing to be cut. */
   readonly isOfTests?: boolean;
   readonly run: (world: World) => Promise<Outcome>;

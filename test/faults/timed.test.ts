@@ -1,5 +1,10 @@
-// Scenarios that find out how long things take: nothing else runs beside them.
+// Scenarios that find out how long things take: nothing else runs beside them. Those that leave the cores idle run together.
 import { testAll } from './cut.ts';
 import { SCENARIOS } from './scenarios.ts';
 
-testAll(SCENARIOS.filter((scenario) => scenario.isTimed === true));
+const timed = SCENARIOS.filter((scenario) => scenario.isTimed === true);
+testAll(
+  timed.filter((scenario) => scenario.isQuiet === true),
+  { concurrent: true },
+);
+testAll(timed.filter((scenario) => scenario.isQuiet !== true));

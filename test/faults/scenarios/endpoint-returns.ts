@@ -63,6 +63,7 @@ export const endpointReturns: Scenario = {
   promises: ['P2', 'P8'],
   seconds: 150,
   isTimed: true,
+  isQuiet: true,
   async run(world) {
     const { url, owner } = await world.database();
     const redis = world.use(await startRedis());

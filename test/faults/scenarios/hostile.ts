@@ -16,6 +16,7 @@ export const hostile: Scenario = {
   promises: ['P2', 'P7'],
   seconds: 45,
   isTimed: true,
+  isQuiet: true,
   async run(world) {
     const attempts = world.sized(ATTEMPTS, 10);
     const args = [RUN, DEADLINE_MS, attempts].map(String);
