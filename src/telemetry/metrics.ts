@@ -22,10 +22,13 @@ export type WorkerGauges = {
 
 export type Metrics = ReturnType<typeof createMetrics>;
 
+/** How often the event loop's lag is looked at: every 10 ms, as usual, is most of what an idle process does. */
+const LOOK_AT_LOOP_MS = 50;
+
 /** Registers everything on a registry of its own. */
 export function createMetrics() {
   const registry = new Registry();
-  collectDefaultMetrics({ register: registry });
+  collectDefaultMetrics({ register: registry, eventLoopMonitoringPrecision: LOOK_AT_LOOP_MS });
   const registers = [registry];
   // What happens once or more for each event is counted in plain numbers, and handed over when it is asked for.
   const published = { stored: 0, duplicate: 0, refused: 0, failed: 0 };
