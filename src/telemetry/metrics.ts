@@ -23,7 +23,7 @@ export type WorkerGauges = {
 export type Metrics = ReturnType<typeof createMetrics>;
 
 /** How often the event loop's lag is looked at: every 10 ms, as usual, is most of what an idle process does. */
-const LOOK_AT_LOOP_MS = 50;
+const LOOK_AT_LOOP_MS = 100;
 
 /** Registers everything on a registry of its own. */
 export function createMetrics() {
