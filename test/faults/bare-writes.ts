@@ -11,21 +11,29 @@ export type BareWrites = {
   readonly stop: () => Promise<readonly number[]>;
 };
 
-/** Commits an update of one row and reads it, again and again, on a connection and in a table of its own. */
-export async function startBareWrites(ownerUrl: string): Promise<BareWrites> {
+/**
+ * Commits an update of one row and reads it, again and again, on a connection and in a table of its own: each a while
+ * after the one before, or, `asCalled`, one each `EVERY_MS` whatever the ones before took, timed from when it was due. A
+ * machine that stands still for a second then shows as often as in calls that come at a rate.
+ */
+export async function startBareWrites(ownerUrl: string, { asCalled = false } = {}): Promise<BareWrites> {
   const client = new pg.Client({ connectionString: ownerUrl });
   client.on('error', () => {}); // the query hears of it, too
   await client.connect();
   await client.query('DROP TABLE IF EXISTS bare_writes; CREATE TABLE bare_writes AS SELECT 0 AS n');
   const stopping = new AbortController();
   const took: number[] = [];
+  async function write(dueAt: number): Promise<void> {
+    await client.query({ name: 'write', text: 'UPDATE bare_writes SET n = n + 1' });
+    await client.query({ name: 'read', text: 'SELECT n FROM bare_writes' });
+    took.push(performance.now() - dueAt);
+  }
   async function run(): Promise<void> {
-    while (!stopping.signal.aborted) {
-      const startedAt = performance.now();
-      await client.query({ name: 'write', text: 'UPDATE bare_writes SET n = n + 1' });
-      await client.query({ name: 'read', text: 'SELECT n FROM bare_writes' });
-      took.push(performance.now() - startedAt);
-      await wait(EVERY_MS);
+    for (let dueAt = performance.now(); !stopping.signal.aborted; ) {
+      await write(dueAt);
+      if (asCalled) dueAt += EVERY_MS;
+      await wait(Math.max(0, asCalled ? dueAt - performance.now() : EVERY_MS));
+      if (!asCalled) dueAt = performance.now();
     }
   }
   const running = run().finally(() => client.end());
