@@ -10,12 +10,15 @@ const onPostgres = {
 
 /** Files that take minutes begin first, so that none of them is left alone at the end. */
 const LONGEST = [
-  'faults/untimed',
   'e2e/limits',
-  'e2e/hardening',
-  'faults/mutants',
+  'faults/untimed',
+  'e2e/service',
   'e2e/replays',
   'e2e/order',
+  'e2e/endpoint-life',
+  'faults/mutants',
+  'e2e/hardening',
+  'e2e/tenancy',
 ];
 const rankOf = ({ moduleId }: TestSpecification) => {
   const rank = LONGEST.findIndex((name) => moduleId.endsWith(`test/${name}.test.ts`));
