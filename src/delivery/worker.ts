@@ -202,23 +202,26 @@ export function createWorker(deps: WorkerDeps) {
     if (isFull) scheduler.release(tenantId, subscriptionId);
   }
 
-  let isPumping = false;
   let pumpsSoon = false;
 
+  /**
+   * At the end of this turn of the event loop: requests that take the places of all that ended in it are written one after
+   * the other, so that whoever reads them wakes up once, and not for each (ADR 0014).
+   */
+  function pumpSoon(): void {
+    if (pumpsSoon) return;
+    pumpsSoon = true;
+    setImmediate(() => {
+      pumpsSoon = false;
+      pump();
+    });
+  }
+
   function pump(): void {
-    // A delivery that ends without being sent comes back here through end(): the loop goes on, the stack does not grow.
-    if (isPumping) return;
-    isPumping = true;
     let startCount = 0;
     while (!stopping && deps.recorder.backlog() < MAX_RECORD_BACKLOG) {
       if (startCount++ === MAX_STARTS) {
-        if (!pumpsSoon) {
-          pumpsSoon = true;
-          setImmediate(() => {
-            pumpsSoon = false;
-            pump();
-          });
-        }
+        pumpSoon();
         break;
       }
       if (!window.mayStart()) break;
@@ -227,7 +230,6 @@ export function createWorker(deps: WorkerDeps) {
       deps.gates.going(turn.delivery.subscriptionId, turn.delivery.deliveryId);
       begin(turn);
     }
-    isPumping = false;
     claimer.resume();
   }
 
@@ -435,7 +437,7 @@ export function createWorker(deps: WorkerDeps) {
       for (const wake of idleWaiters) wake();
       idleWaiters = [];
     }
-    pump();
+    pumpSoon();
   }
 
   /** What waits behind a delivery goes once its end is written. */
