@@ -19,9 +19,9 @@ import { makeTenants, truncate } from '../support/setup.ts';
 import type { Scenario } from './scenario.ts';
 
 const ROTATIONS = 4;
-const WARM_UP = 2_000;
+const WARM_UP = 10_000;
 /** Deliveries a second that the backlog suffices for. */
-const MAX_RATE = 8_000;
+const MAX_RATE = 20_000;
 const pause = (ms: number) => new Promise((done) => setTimeout(done, ms));
 
 export const processes: Scenario = {
