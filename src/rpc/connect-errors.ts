@@ -1,6 +1,6 @@
 // connect-node answers a body that it cannot decode before any of our code runs, with a message and no details.
 // Those answers get the field violation that every other bad request has.
-import { create, createRegistry, toBinary } from '@bufbuild/protobuf';
+import { create, createRegistry, type DescMessage, type JsonValue, toBinary } from '@bufbuild/protobuf';
 import type { ConnectRouter } from '@connectrpc/connect';
 import { file_dispatch_v1_dead_letter_service } from '../../gen/dispatch/v1/dead_letter_service_pb.ts';
 import { file_dispatch_v1_event } from '../../gen/dispatch/v1/event_pb.ts';
@@ -11,15 +11,63 @@ import { file_dispatch_v1_tenant_service } from '../../gen/dispatch/v1/tenant_se
 import { BadRequestSchema } from '../../gen/google/rpc/error_details_pb.ts';
 import { MAX_JSON_DEPTH } from '../domain/json.ts';
 import { grpcMessage } from './errors.ts';
+import { unreadableField } from './json-field.ts';
 
 type Handlers = ConnectRouter['handlers'];
 type Handler = Handlers[number];
+type Request = Parameters<Handler>[0];
+
+/** A body that keeps what was read of it, to say which field is wrong. */
+type KeptBody = AsyncIterable<Uint8Array> & { readonly bytes: () => Buffer | undefined };
+
+/** In larger ones the field that cannot be read is not looked for. */
+const MAX_KEPT_BYTES = 1024 * 1024;
+
+/** One message of JSON as it is. */
+const mayBeRead = (request: Request): request is Request & { readonly body: AsyncIterable<Uint8Array> } =>
+  request.header.get('content-type')?.startsWith('application/json') === true &&
+  request.header.get('content-encoding') === null &&
+  typeof request.body === 'object' &&
+  request.body !== null &&
+  Symbol.asyncIterator in request.body;
+
+function keptBody(body: AsyncIterable<Uint8Array>): KeptBody {
+  let chunks: Uint8Array[] = [];
+  let size = 0;
+  return {
+    bytes: () => (size > MAX_KEPT_BYTES ? undefined : Buffer.concat(chunks)),
+    [Symbol.asyncIterator]() {
+      const from = body[Symbol.asyncIterator]();
+      const next = async () => {
+        const result = await from.next();
+        if (result.done === true) return result;
+        size += result.value.length;
+        if (size <= MAX_KEPT_BYTES) chunks.push(result.value);
+        else chunks = [];
+        return result;
+      };
+      return { next, return: async (value) => (await from.return?.(value)) ?? { done: true, value } };
+    },
+  };
+}
+
+/** The path of the field that cannot be read; empty if that cannot be said. */
+function wrongField(schema: DescMessage, body: KeptBody | undefined): string {
+  const bytes = body?.bytes();
+  if (bytes === undefined) return '';
+  try {
+    return unreadableField(schema, JSON.parse(bytes.toString('utf8')) as JsonValue);
+  } catch {
+    return ''; // it is no JSON
+  }
+}
 
 /** Wraps the handlers of a router in place. */
 export function describeDecodeErrors(handlers: Handlers): void {
   for (const [i, handler] of handlers.entries()) {
-    const wrapped = async (request: Parameters<Handler>[0]) => {
-      const response = await handler(request);
+    const wrapped = async (request: Request) => {
+      const body = mayBeRead(request) ? keptBody(request.body) : undefined;
+      const response = await handler(body === undefined ? request : { ...request, body });
       if (response.trailer !== undefined) return { ...response, body: mendTrailer(response) };
       const isJson = response.header?.get('content-type') === 'application/json';
       const isPlain = response.header?.get('content-encoding') === null;
@@ -28,7 +76,7 @@ export function describeDecodeErrors(handlers: Handlers): void {
       const chunks: Uint8Array[] = [];
       for await (const chunk of response.body) chunks.push(chunk);
       const original = Buffer.concat(chunks);
-      const bytes = withViolation(original) ?? original;
+      const bytes = withViolation(original, () => wrongField(handler.method.input, body)) ?? original;
       if (response.header?.has('content-length')) response.header.set('content-length', String(bytes.length));
       return { ...response, status: bytes === original ? response.status : 400, body: once(bytes) };
     };
@@ -66,15 +114,16 @@ async function* once(bytes: Uint8Array): AsyncGenerator<Uint8Array> {
 
 type ErrorBody = { code?: string; message?: string; details?: unknown[] };
 
-/** The same error with a violation, or undefined if it is not a decoding error. */
-function withViolation(bytes: Buffer): Buffer | undefined {
+/** The same error with a violation, or undefined if it is not a decoding error; `findField`: see wrongField(). */
+function withViolation(bytes: Buffer, findField: () => string): Buffer | undefined {
   const error = JSON.parse(bytes.toString('utf8')) as ErrorBody;
   const message = TOO_FINE.test(error.message ?? '') ? FINEST : (error.message ?? '');
   // The binary reader's errors come as INTERNAL, although it is the caller's bytes that are wrong.
   const isBinary = error.code === 'internal' && message.startsWith('parse binary');
   if ((error.code !== 'invalid_argument' && !isBinary) || (error.details?.length ?? 0) > 0) return undefined;
   const right = adviceOn(message);
-  const violation = violationOf(message, right);
+  const described = violationOf(message, right);
+  const violation = { ...described, field: findField() || described.field };
   const value = toBinary(BadRequestSchema, create(BadRequestSchema, { fieldViolations: [violation] }));
   const detail = {
     type: 'google.rpc.BadRequest',

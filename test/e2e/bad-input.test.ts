@@ -310,7 +310,12 @@ describe('on the wire', () => {
       call.on('error', fail);
       call.end(body);
     });
+  const violationsOf = (body: string) => {
+    const [detail] = JSON.parse(body).details;
+    return fromBinary(BadRequestSchema, Buffer.from(detail.value, 'base64')).fieldViolations;
+  };
   const PUBLISH = '/dispatch.v1.PublishService/Publish';
+  const BATCH = '/dispatch.v1.PublishService/PublishBatch';
   const SUBSCRIBE = '/dispatch.v1.SubscriptionService/CreateSubscription';
 
   test.each<[string, string]>([
@@ -335,27 +340,56 @@ describe('on the wire', () => {
   test('an unknown field is named', async () => {
     const answer = await post(PUBLISH, '{"event":{"type":"a","data":{},"colour":"red"}}');
     expect(JSON.parse(answer.body).message).toContain('colour');
+    expect(violationsOf(answer.body)).toMatchObject([{ field: 'event.colour' }]);
   });
 
   test.each([
-    ['a time', PUBLISH, '{"event":{"type":"a","data":{},"deliverAfter":"tomorrow"}}', '2026-11-24T10:00:00Z'],
-    ['a duration', SUBSCRIBE, '{"subscription":{"batch":{"maxWait":"x"}}}', '"90s"'],
+    [
+      'a time',
+      PUBLISH,
+      '{"event":{"type":"a","deliverAfter":"tomorrow"}}',
+      '2026-11-24T10:00:00Z',
+      'event.deliver_after',
+    ],
+    ['one of two times', BATCH, '{"events":[{},{"deliver_after":1}]}', 'RFC 3339', 'events[1].deliver_after'],
+    [
+      'a duration',
+      SUBSCRIBE,
+      '{"subscription":{"batch":{"maxWait":"x"}}}',
+      '"90s"',
+      'subscription.batch.max_wait',
+    ],
     [
       'a duration of ten decimals',
       SUBSCRIBE,
       '{"subscription":{"batch":{"maxWait":"1.0000000001s"}}}',
       'more than 9 decimals',
+      'subscription.batch.max_wait',
     ],
-    ['an enum', SUBSCRIBE, '{"subscription":{"ordering":"ORDERING_FOO"}}', 'ORDERING_KEY'],
-    ['data', PUBLISH, '{"event":{"type":"a","data":[1]}}', '"data" is a JSON object'],
-    ['an event', PUBLISH, '{"event":[1]}', 'it is a JSON object'],
-  ])('%s that cannot be is told what would be right', async (_name, call, body, right) => {
+    [
+      'an enum',
+      SUBSCRIBE,
+      '{"subscription":{"ordering":"ORDERING_FOO"}}',
+      'ORDERING_KEY',
+      'subscription.ordering',
+    ],
+    [
+      'a pattern',
+      SUBSCRIBE,
+      '{"subscription":{"eventTypes":["a",5]}}',
+      'string',
+      'subscription.event_types[1]',
+    ],
+    ['a label', PUBLISH, '{"event":{"metadata":{"a":"b","c":[]}}}', 'string', 'event.metadata[c]'],
+    ['data', PUBLISH, '{"event":{"type":"a","data":[1]}}', '"data" is a JSON object', 'event.data'],
+    ['an event', PUBLISH, '{"event":[1]}', 'it is a JSON object', 'event'],
+    ['a whole request', PUBLISH, '[1]', 'it is a JSON object', ''],
+  ])('%s that cannot be is named, with what would be right', async (_name, call, body, right, field) => {
     const answer = await post(call, body);
-    const { message, details } = JSON.parse(answer.body);
-    const [detail] = details;
-    expect(message).toContain(right);
-    const { fieldViolations } = fromBinary(BadRequestSchema, Buffer.from(detail.value, 'base64'));
-    expect(fieldViolations[0]!.description).toContain(right);
+    expect(JSON.parse(answer.body).message).toContain(right);
+    const [violation] = violationsOf(answer.body);
+    expect(violation!.description).toContain(right);
+    expect(violation!.field).toBe(field);
   });
 
   test('17 MiB is RESOURCE_EXHAUSTED over both ports, and the service goes on', async () => {
