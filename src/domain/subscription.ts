@@ -108,7 +108,9 @@ export function urlProblem(text: string): string | undefined {
   } catch {
     return expected;
   }
-  if (url.protocol !== 'https:' && url.protocol !== 'http:') return expected;
+  // "https:example.com" is read as if it had its slashes, by some.
+  if (!/^https?:\/\//i.test(text)) return expected;
+  if (url.port === '0') return 'has port 0, which nothing can be reached at';
   if (url.username !== '' || url.password !== '') return 'must not contain a user name or password';
   if (url.hash !== '') return 'must not have a fragment (#…): it is never sent';
   return undefined;

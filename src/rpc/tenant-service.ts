@@ -19,7 +19,7 @@ import {
 } from '../domain/ids.ts';
 import { isUuid, pageToken, parsePage } from '../domain/page.ts';
 import { checkPolicy } from '../domain/policy.ts';
-import { checkQuota, type Quota, wireName } from '../domain/quota.ts';
+import { checkQuota, type Quota, quotaProblem, wireName } from '../domain/quota.ts';
 import { checkDescription } from '../domain/subscription.ts';
 import type { Tenant, TenantState } from '../domain/tenant.ts';
 import { createApiKey, listApiKeys, revokeApiKey } from '../storage/api-keys.ts';
@@ -212,7 +212,8 @@ export function createTenantService(deps: TenantServiceDeps) {
       const given = quotaFromWire(request.quota);
       const wrong = new Violations();
       checkQuota(given, 'quota', wrong);
-      if (given.historyDays !== undefined && given.historyDays > deps.historyDays) {
+      const { historyDays = 0 } = given;
+      if (historyDays > deps.historyDays && quotaProblem('historyDays', historyDays) === undefined) {
         wrong.add(
           'quota.history_days',
           `must be at most the ${deps.historyDays} that the installation keeps`,

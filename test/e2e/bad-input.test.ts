@@ -48,6 +48,8 @@ describe('a subscription', () => {
   test.each<[string, object, string]>([
     ['no URL', { url: '' }, 'url'],
     ['no URL at all', { url: 'example' }, 'url'],
+    ['no slashes', { url: 'https:example.com' }, 'url'],
+    ['port 0', { url: 'https://example.com:0/' }, 'url'],
     ['another scheme', { url: 'ftp://example.com/' }, 'url'],
     ['a password', { url: 'https://u:p@example.com/' }, 'url'],
     ['a fragment', { url: 'https://example.com/#x' }, 'url'],

@@ -3,6 +3,7 @@ import { Code, ConnectError } from '@connectrpc/connect';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { UsageInterval } from '../../gen/dispatch/v1/tenant_service_pb.ts';
 import {
+  BadRequestSchema,
   ErrorInfoSchema,
   QuotaFailureSchema,
   RetryInfoSchema,
@@ -207,6 +208,12 @@ describe('a tenant over its quota is refused, with the quota, its limit and what
     await expect(admin.tenants.setQuota({ tenantId: 'calm', quota: { historyDays: 31 } })).rejects.toThrow(
       /history_days.*30/,
     );
+    const error = await admin.tenants.setQuota({ tenantId: 'calm', quota: { historyDays: 5_000 } }).then(
+      () => undefined,
+      (e: ConnectError) => e,
+    );
+    const told = error?.findDetails(BadRequestSchema).flatMap((d) => d.fieldViolations.map((v) => v.field));
+    expect(told).toEqual(['quota.history_days']);
   });
 });
 
