@@ -70,9 +70,10 @@ export function startWorker(shared: Shared, stack: AsyncDisposableStack): Worker
     onError: (error) => log.error(error, 'a limit failed'),
   });
   const recorder = createRecorder({
-    write: (records, isConfirmed) => writeRecords(db.records, records, isConfirmed),
+    write: (records, commit) => writeRecords(db.records, records, commit),
     uuidOf: (bytes) => uuidOf(encodeId('dlv', bytes)),
     leaseMs: config.leaseMs,
+    now: monotonic,
     isPassing: (error) => databaseUnavailable(error) !== undefined,
     onWritten: () => worker?.recorded(),
     onLeaseLost: (count) => {

@@ -1,13 +1,15 @@
 // Records results in batches. A batch that the database did not take is tried again until its leases have run out;
 // then the deliveries are due again anyway, and the results are dropped (promise P2 holds, P3 lets receivers cope).
 import { setTimeout as wait } from 'node:timers/promises';
-import type { DeliveryRecord, Written } from '../storage/records.ts';
+import type { Commit, DeliveryRecord, Written } from '../storage/records.ts';
 
 export type RecorderDeps = {
-  /** Writes a batch; `isConfirmed`: says which rows were still under their lease, by uuid. */
-  readonly write: (records: readonly DeliveryRecord[], isConfirmed: boolean) => Promise<Written>;
+  /** Writes a batch. */
+  readonly write: (records: readonly DeliveryRecord[], commit: Commit) => Promise<Written>;
   readonly uuidOf: (idBytes: Buffer) => string;
   readonly leaseMs: number;
+  /** Monotonic, in ms. */
+  readonly now: () => number;
   /** Whether an error is the database's state, which passes, and not something in the batch. */
   readonly isPassing: (error: unknown) => boolean;
   /** Called after each batch: there is room again. */
@@ -35,12 +37,17 @@ const MAX_BATCH = 200;
  * While nothing is written so many are enough: what is not written yet is sent again if this process dies. Under load a
  * batch fills while the one before it is written.
  */
-const ENOUGH = 50;
+const ENOUGH = 100;
 /** A smaller batch waits this long for company. */
 const GATHER_MS = 10;
 /** The same for results that something waits for: what ends in one turn of the event loop, about. */
 const GATHER_CONFIRMED_MS = 1;
 const MAX_WRITES = 2;
+/**
+ * A batch that nothing waits for goes without waiting for the disk if another that did began less than this before it:
+ * publishes that are committed meanwhile do not stand in line for the disk behind results (ADR 0025).
+ */
+const DURABLE_EVERY_MS = 50;
 
 type Entry = {
   readonly record: DeliveryRecord;
@@ -74,6 +81,7 @@ function createLane(deps: RecorderDeps, isConfirmed: boolean): Lane {
   let unwritten = 0;
   let timer: NodeJS.Timeout | undefined;
   let waiters: (() => void)[] = [];
+  let durableAtMs = Number.NEGATIVE_INFINITY;
 
   const isEnough = () => pending.length >= (writing === 0 ? ENOUGH : MAX_BATCH);
 
@@ -105,12 +113,20 @@ function createLane(deps: RecorderDeps, isConfirmed: boolean): Lane {
     }
   }
 
+  function commitOf(nowMs: number): Commit {
+    if (isConfirmed) return 'confirmed';
+    if (nowMs - durableAtMs < DURABLE_EVERY_MS) return 'soon';
+    durableAtMs = nowMs;
+    return 'durable';
+  }
+
   async function write(batch: readonly Entry[]): Promise<void> {
-    const giveUpAt = performance.now() + deps.leaseMs;
+    const giveUpAt = deps.now() + deps.leaseMs;
     const records = batch.map((entry) => entry.record);
+    const commit = commitOf(deps.now());
     for (let delayMs = 50; ; delayMs = Math.min(delayMs * 2, 2_000)) {
       try {
-        const written = await deps.write(records, isConfirmed);
+        const written = await deps.write(records, commit);
         if (written.count < batch.length) deps.onLeaseLost(batch.length - written.count);
         for (const { record, onWritten } of batch) onWritten?.(written.ids.has(deps.uuidOf(record.idBytes)));
         return;
@@ -122,7 +138,7 @@ function createLane(deps: RecorderDeps, isConfirmed: boolean): Lane {
           return;
         }
         deps.onError(error);
-        if (!deps.isPassing(error) || performance.now() + delayMs > giveUpAt) {
+        if (!deps.isPassing(error) || deps.now() + delayMs > giveUpAt) {
           deps.onLeaseLost(batch.length);
           for (const { onWritten } of batch) onWritten?.(false);
           return;

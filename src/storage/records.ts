@@ -56,46 +56,62 @@ export type DeliveryRecord = Fenced &
     | { readonly kind: 'cancelled' }
   );
 
+/**
+ * How a batch is committed. `durable`: it waits for the disk. `confirmed`: the same, and which rows were written is told. `soon`:
+ * what succeeded and what is tried again is visible at once and is on the disk with the next commit that waits for it, at most
+ * 0.6 s later (three times wal_writer_delay); a crash of PostgreSQL before that forgets it (ADR 0025).
+ */
+export type Commit = 'soon' | 'durable' | 'confirmed';
+
 /** How many rows of a batch were still under their lease, and, if that was asked for, which: their ids as uuids. */
 export type Written = { readonly count: number; readonly ids: ReadonlySet<string> };
 
 type Row = { readonly id: string };
 
-/** Writes one batch. Any mix of kinds; one statement a kind. `isConfirmed`: `ids` are told. */
+/** Writes one batch. Any mix of kinds; one statement a kind. */
 export async function writeRecords(
   pool: Statements,
   records: readonly DeliveryRecord[],
-  isConfirmed: boolean,
+  commit: Commit,
 ): Promise<Written> {
   const of = <K extends DeliveryRecord['kind']>(kind: K) =>
     records.filter((r): r is Extract<DeliveryRecord, { kind: K }> => r.kind === kind);
   const dead = of('dead');
   const results = await Promise.all([
-    writeSucceeded(pool, of('succeeded'), isConfirmed),
-    writeRetries(pool, of('retry'), isConfirmed),
+    writeSucceeded(pool, of('succeeded'), commit),
+    writeRetries(pool, of('retry'), commit),
     writeDead(
       pool,
       dead.filter((r) => !r.stopsLine),
       false,
-      isConfirmed,
+      commit,
     ),
     writeDead(
       pool,
       dead.filter((r) => r.stopsLine),
       true,
-      isConfirmed,
+      commit,
     ),
     writeReleases(pool, of('release')),
     writeCancelled(pool, of('cancelled')),
   ]);
   const count = results.reduce((sum, result) => sum + (result?.rowCount ?? 0), 0);
-  const ids = isConfirmed ? results.flatMap((result) => result?.rows.map((row: Row) => row.id) ?? []) : [];
+  const ids =
+    commit === 'confirmed' ? results.flatMap((result) => result?.rows.map((row: Row) => row.id) ?? []) : [];
   return { count, ids: new Set(ids) };
 }
 
-/** `RETURNING` the ids, where they are asked for; a statement that tells them has a name of its own. */
-const told = (name: string, text: string, column: string, isConfirmed: boolean) =>
-  isConfirmed ? { name: `${name}-told`, text: `${text} RETURNING ${column} AS id` } : { name, text };
+/** `RETURNING` the ids, where they are to be told; a statement that tells them has a name of its own. */
+const told = (name: string, text: string, column: string, commit: Commit) =>
+  commit === 'confirmed'
+    ? { name: `${name}-told`, text: `${text} RETURNING ${column} AS id` }
+    : { name, text };
+
+/** The same for a statement that ends with what it reads from, and may be committed `soon`: for its own transaction. */
+const toldOrSoon = (name: string, text: string, column: string, commit: Commit) =>
+  commit === 'soon'
+    ? { name: `${name}-soon`, text: `${text} CROSS JOIN set_config('synchronous_commit', 'off', true)` }
+    : told(name, text, column, commit);
 
 const fence = (records: readonly Fenced[]) => [
   textArray(records.map((r) => r.tenantId)),
@@ -140,7 +156,7 @@ const MORE = 'dns_us, connect_us, tls_us, first_byte_us, response_headers, batch
 async function writeSucceeded(
   pool: Statements,
   records: readonly Extract<DeliveryRecord, { kind: 'succeeded' }>[],
-  isConfirmed: boolean,
+  commit: Commit,
 ): Promise<QueryResult<Row> | undefined> {
   if (records.length === 0) return undefined;
   const text = `WITH done AS (
@@ -149,7 +165,7 @@ async function writeSucceeded(
       SELECT tenant_id, id, attempt, subscription_id, 'succeeded', status, NULL, NULL, to_timestamp(started / 1000),
         duration_us, NULL, response_body, ${MORE} FROM done`;
   return pool.query<Row>({
-    ...told('record-succeeded', text, 'delivery_id', isConfirmed),
+    ...toldOrSoon('record-succeeded', text, 'delivery_id', commit),
     values: [...fence(records), ...attemptColumns(records.map((r) => r.attempt))],
   });
 }
@@ -157,7 +173,7 @@ async function writeSucceeded(
 async function writeRetries(
   pool: Statements,
   records: readonly Extract<DeliveryRecord, { kind: 'retry' }>[],
-  isConfirmed: boolean,
+  commit: Commit,
 ): Promise<QueryResult<Row> | undefined> {
   if (records.length === 0) return undefined;
   const text = `WITH done AS (
@@ -168,7 +184,7 @@ async function writeRetries(
       SELECT tenant_id, id, attempt, subscription_id, 'retry_scheduled', status, error_class, error_message,
         to_timestamp(started / 1000), duration_us, run_at, response_body, ${MORE} FROM done`;
   return pool.query<Row>({
-    ...told('record-retry', text, 'delivery_id', isConfirmed),
+    ...toldOrSoon('record-retry', text, 'delivery_id', commit),
     values: [
       ...fence(records),
       ...attemptColumns(records.map((r) => r.attempt)),
@@ -182,7 +198,7 @@ async function writeDead(
   pool: Statements,
   records: readonly Extract<DeliveryRecord, { kind: 'dead' }>[],
   stopsLine: boolean,
-  isConfirmed: boolean,
+  commit: Commit,
 ): Promise<QueryResult<Row> | undefined> {
   if (records.length === 0) return undefined;
   const given = `(SELECT ${ATTEMPT}, ${FAILURE}, unnest($17::text[]) AS reason, unnest($18::text[]) AS event_type,
@@ -201,7 +217,7 @@ async function writeDead(
       SELECT tenant_id, id, subscription_id, event_type, reason, status, error_class, error_message, response_body,
         attempt_count, order_key, order_seq FROM done`;
   return pool.query<Row>({
-    ...told(`record-dead${stopsLine ? '-stop' : ''}`, text, 'id', isConfirmed),
+    ...told(`record-dead${stopsLine ? '-stop' : ''}`, text, 'id', commit),
     values: [
       ...fence(records),
       ...attemptColumns(records.map((r) => r.attempt)),

@@ -1,7 +1,7 @@
 import { describe, expect, test } from 'vitest';
 import { createRecorder } from '../../src/delivery/recorder.ts';
 import type { TenantId } from '../../src/domain/ids.ts';
-import type { DeliveryRecord } from '../../src/storage/records.ts';
+import type { Commit, DeliveryRecord } from '../../src/storage/records.ts';
 
 const record = (): DeliveryRecord => ({
   tenantId: 'a' as TenantId,
@@ -11,19 +11,22 @@ const record = (): DeliveryRecord => ({
   delayMs: 0,
 });
 
-type Write = (records: readonly DeliveryRecord[], isConfirmed: boolean) => Promise<number>;
+type Write = (records: readonly DeliveryRecord[], commit: Commit) => Promise<number>;
 
-function setup(write: Write, leaseMs = 60_000, kept: (id: string) => boolean = () => true) {
+const now = () => performance.now();
+
+function setup(write: Write, leaseMs = 60_000, kept: (id: string) => boolean = () => true, clock = now) {
   const lost: number[] = [];
   const errors: unknown[] = [];
   const recorder = createRecorder({
-    write: async (records, isConfirmed) => {
-      const count = await write(records, isConfirmed);
+    write: async (records, commit) => {
+      const count = await write(records, commit);
       const ids = records.map((r) => r.idBytes.toString('hex')).filter(kept);
-      return { count, ids: new Set(isConfirmed ? ids : []) };
+      return { count, ids: new Set(commit === 'confirmed' ? ids : []) };
     },
     uuidOf: (bytes) => bytes.toString('hex'),
     leaseMs,
+    now: clock,
     isPassing: (e) => e instanceof Error && e.message === 'away',
     onWritten: () => {},
     onLeaseLost: (n) => lost.push(n),
@@ -53,17 +56,39 @@ describe('the recorder', () => {
       batches.push(records.length);
       return new Promise((done) => written.push(() => done(records.length)));
     });
-    for (let i = 0; i < 49; i++) recorder.add(record());
+    for (let i = 0; i < 99; i++) recorder.add(record());
     expect(batches).toEqual([]);
     recorder.add(record());
-    expect(batches).toEqual([50]);
+    expect(batches).toEqual([100]);
     for (let i = 0; i < 199; i++) recorder.add(record());
-    expect(batches).toEqual([50]);
+    expect(batches).toEqual([100]);
     recorder.add(record());
-    expect(batches).toEqual([50, 200]);
+    expect(batches).toEqual([100, 200]);
     const flushed = recorder.flush();
     for (const done of written) done();
     await flushed;
+  });
+
+  test('waits for the disk every 50 ms, and always for what something waits for', async () => {
+    const commits: Commit[] = [];
+    let nowMs = 0;
+    const { recorder } = setup(
+      async (records, commit) => {
+        commits.push(commit);
+        return records.length;
+      },
+      undefined,
+      undefined,
+      () => nowMs,
+    );
+    for (nowMs of [1_000, 1_001, 1_049, 1_050, 1_099, 5_000]) {
+      recorder.add(record());
+      await recorder.flush();
+    }
+    expect(commits).toEqual(['durable', 'soon', 'soon', 'durable', 'soon', 'durable']);
+    recorder.add(record(), () => {});
+    await recorder.flush();
+    expect(commits.slice(6)).toEqual(['confirmed']);
   });
 
   test('tries a batch again that the database did not take', async () => {
@@ -105,10 +130,10 @@ describe('the recorder', () => {
 
   test('says of results that something waits for whether they were written under their lease', async () => {
     const numbered = (n: number) => ({ ...record(), idBytes: Buffer.alloc(16, n) });
-    const batches: boolean[] = [];
+    const batches: Commit[] = [];
     const { recorder } = setup(
-      async (records, isConfirmed) => {
-        batches.push(isConfirmed);
+      async (records, commit) => {
+        batches.push(commit);
         return records.length;
       },
       60_000,
@@ -119,7 +144,7 @@ describe('the recorder', () => {
     recorder.add(numbered(4));
     await recorder.flush();
     expect(heard).toEqual(['1 true', '2 false', '3 true']);
-    expect(batches).toEqual([true, false]);
+    expect(batches).toEqual(['confirmed', 'durable']);
   });
 
   test('says so of those that it had to drop, too', async () => {

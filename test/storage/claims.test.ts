@@ -99,7 +99,7 @@ async function store(
 }
 
 const written = async (records: readonly DeliveryRecord[]) =>
-  (await writeRecords(db.records, records, false)).count;
+  (await writeRecords(db.records, records, 'durable')).count;
 const count = async (table: string) =>
   Number((await database.owner.query(`SELECT count(*) AS n FROM ${table}`)).rows[0].n);
 const claimAll = (
@@ -406,7 +406,7 @@ test('no statement of a delivery reads through a queue that the planner takes fo
       { ...second!, kind: 'retry', attempt: ATTEMPT, failure: FAILURE, delayMs: 1_000 },
       { ...third!, kind: 'release', delayMs: 0 },
     ],
-    false,
+    'soon',
   );
   expect(count).toBe(3);
   const plans = [...claiming.plans, ...recording.plans];
@@ -414,8 +414,8 @@ test('no statement of a delivery reads through a queue that the planner takes fo
     'claim',
     'claimed-events',
     'record-release',
-    'record-retry',
-    'record-succeeded',
+    'record-retry-soon',
+    'record-succeeded-soon',
   ]);
   for (const [name, plan] of plans) {
     expect(plan, name).not.toMatch(/(?:Hash|Merge) Join|Seq Scan|Join Filter/);

@@ -284,7 +284,7 @@ async function record(world: World, n: number, m: number): Promise<void> {
   const told = await writeRecords(
     db.records,
     records.map((r) => r.record),
-    true,
+    'confirmed',
   );
   const ofRules: string[] = [];
   let count = 0;

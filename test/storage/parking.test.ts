@@ -95,7 +95,7 @@ test('a retry and what is given back are parked if they are due much later, and 
     const of = { tenantId, idBytes, lease, delayMs: i % 2 === 0 ? 3_600_000 : 90_000 };
     return i < 2 ? { ...of, kind: 'retry', attempt, failure } : { ...of, kind: 'release' };
   });
-  await writeRecords(db.records, records, false);
+  await writeRecords(db.records, records, 'durable');
   expect(await counts()).toEqual({ all: 4, parked: 2 });
   await passes(HOUR_S);
   expect(await claimSome()).toHaveLength(2);
