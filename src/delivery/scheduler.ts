@@ -16,13 +16,20 @@ export type SchedulerLimits = {
   readonly maxInFlight: number;
   /** Waiting (and reserved) in all. */
   readonly maxWaiting: number;
+  /** Of those, claimed from the database and ready to go: more would only lie in memory, and be copied by the collector. */
+  readonly maxClaimed: number;
   /** Bytes of bodies waiting. */
   readonly maxWaitingBytes: number;
 };
 
 /** The bounds that follow from how much may be in flight. */
 export function limitsFor(maxInFlight: number): SchedulerLimits {
-  return { maxInFlight, maxWaiting: maxInFlight * 16, maxWaitingBytes: 128 * 1024 * 1024 };
+  return {
+    maxInFlight,
+    maxWaiting: maxInFlight * 16,
+    maxClaimed: maxInFlight * 2,
+    maxWaitingBytes: 128 * 1024 * 1024,
+  };
 }
 
 /** What one may have of `max`, of which others have `others`: half of what is left, at least one. */
@@ -73,6 +80,8 @@ type Queue = {
   readonly tenant: TenantQueues;
   readonly subscriptionId: SubscriptionId;
   readonly waiting: Fifo<ClaimedDelivery>;
+  /** Of those waiting, what claims brought. */
+  claimed: number;
   reserved: number;
   /** Behind the heads of lines: places that are taken by what cannot go yet. */
   behind: number;
@@ -92,6 +101,8 @@ type TenantQueues = {
   inFlight: number;
   /** Waiting, reserved and behind. */
   held: number;
+  /** Of its queues. */
+  claimed: number;
   /** What is left of its turn. */
   deficit: number;
   isInRing: boolean;
@@ -118,6 +129,7 @@ export function createScheduler(limits: SchedulerLimits, deps: SchedulerDeps) {
   const parked = new Set<TenantQueues>();
   let waitingCount = 0;
   let waitingBytes = 0;
+  let claimedCount = 0;
   let placeCount = 0; // reserved and behind
   let inFlightCount = 0;
 
@@ -131,6 +143,7 @@ export function createScheduler(limits: SchedulerLimits, deps: SchedulerDeps) {
         parked: new Set(),
         inFlight: 0,
         held: 0,
+        claimed: 0,
         deficit: 0,
         isInRing: false,
         isHeld: false,
@@ -143,6 +156,7 @@ export function createScheduler(limits: SchedulerLimits, deps: SchedulerDeps) {
         tenant,
         subscriptionId,
         waiting: new Fifo(),
+        claimed: 0,
         reserved: 0,
         behind: 0,
         bytes: 0,
@@ -241,8 +255,15 @@ export function createScheduler(limits: SchedulerLimits, deps: SchedulerDeps) {
     const delivery = queue.waiting.shift()!;
     waitingCount--;
     queue.tenant.held--;
+    if (!delivery.isHandedOver) addClaimed(queue, -1);
     addBytes(queue, -delivery.event.payload.length);
     return delivery;
+  }
+
+  function addClaimed(queue: Queue, count: number): void {
+    queue.claimed += count;
+    queue.tenant.claimed += count;
+    claimedCount += count;
   }
 
   function addBytes(queue: Queue, bytes: number): void {
@@ -275,6 +296,14 @@ export function createScheduler(limits: SchedulerLimits, deps: SchedulerDeps) {
     return Math.max(0, Math.min(totalRoom(), ofTenant - held, ofQueue - used));
   }
 
+  /** Room for what a claim brings: the same shares of fewer places. */
+  function claimRoomOf(tenant: TenantQueues | undefined, queue: Queue | undefined): number {
+    const [ofTenants, used] = [tenant?.claimed ?? 0, queue?.claimed ?? 0];
+    const ofTenant = shareOf(limits.maxClaimed, claimedCount - ofTenants);
+    const ofQueue = shareOf(ofTenant, ofTenants - used);
+    return Math.max(0, Math.min(ofTenant - ofTenants, ofQueue - used, roomOf(tenant, queue)));
+  }
+
   /** Ends a tenant's turn, or lets it go on: its deficit is what it may still send before the others' turn. */
   function charge(tenant: TenantQueues, delivery: ClaimedDelivery): void {
     tenant.deficit -= 1 + Math.floor(delivery.event.payload.length / COST_BYTES);
@@ -287,10 +316,10 @@ export function createScheduler(limits: SchedulerLimits, deps: SchedulerDeps) {
   }
 
   return {
-    /** How many more deliveries of this subscription there is room for. */
+    /** How many more deliveries of this subscription may be claimed. */
     room(tenantId: TenantId, subscriptionId: SubscriptionId): number {
       const tenant = tenants.get(tenantId);
-      return roomOf(tenant, tenant?.queues.get(subscriptionId));
+      return claimRoomOf(tenant, tenant?.queues.get(subscriptionId));
     },
 
     /** Deliveries of this subscription that are here and not under way, places held included. */
@@ -303,8 +332,8 @@ export function createScheduler(limits: SchedulerLimits, deps: SchedulerDeps) {
     bytesOf: (tenantId: TenantId, subscriptionId: SubscriptionId): number =>
       tenants.get(tenantId)?.queues.get(subscriptionId)?.bytes ?? 0,
 
-    /** How many more there is room for in all. */
-    totalRoom,
+    /** How many more may be claimed in all. */
+    totalRoom: () => Math.min(totalRoom(), Math.max(0, limits.maxClaimed - claimedCount)),
 
     /** Holds a place for one delivery, if there is room. */
     reserve(tenantId: TenantId, subscriptionId: SubscriptionId): boolean {
@@ -343,12 +372,14 @@ export function createScheduler(limits: SchedulerLimits, deps: SchedulerDeps) {
       forgetIfEmpty(queue);
     },
 
-    /** Puts a delivery behind the others of its subscription; `isReserved`: in the place that reserve() held for it. */
-    offer(delivery: ClaimedDelivery, isReserved = false): void {
+    /** Puts a delivery behind the others of its subscription; one that is handed over in the place that reserve() held for it. */
+    offer(delivery: ClaimedDelivery): void {
       const queue = queueOf(delivery.tenantId, delivery.subscriptionId);
-      if (isReserved) {
+      if (delivery.isHandedOver) {
         queue.reserved--;
         addPlaces(queue, -1);
+      } else {
+        addClaimed(queue, 1);
       }
       if (queue.waiting.size === 0) queue.sinceMs = deps.now();
       queue.waiting.push(delivery);

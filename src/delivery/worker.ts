@@ -183,9 +183,9 @@ export function createWorker(deps: WorkerDeps) {
     }
   }
 
-  function accept(deliveries: readonly ClaimedDelivery[], isReserved = false): void {
+  function accept(deliveries: readonly ClaimedDelivery[]): void {
     for (const delivery of deliveries) {
-      scheduler.offer(delivery, isReserved);
+      scheduler.offer(delivery);
       releaseIfFull(delivery);
     }
     pump();
@@ -467,7 +467,7 @@ export function createWorker(deps: WorkerDeps) {
     unreserve: scheduler.unreserve,
     accept(deliveries: readonly ClaimedDelivery[]): void {
       if (!stopping) {
-        accept(deliveries, true);
+        accept(deliveries);
         return;
       }
       for (const d of deliveries) {

@@ -33,6 +33,8 @@ export type ClaimedDelivery = {
   readonly dueAtMs: number;
   /** Whether it waits in a line: what is behind it there goes when its result is recorded. */
   readonly isOrdered: boolean;
+  /** By the publish that stored it, to the worker of its process; else a claim brought it. */
+  readonly isHandedOver: boolean;
   readonly event: EventContent;
 };
 

@@ -568,6 +568,7 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
           leaseUntilMs: startedAt + deps.leaseMs,
           dueAtMs: nowMs,
           isOrdered: false,
+          isHandedOver: true,
           event,
         });
       } else if (target.state === 'active' && (deliverAfterMs === undefined || deliverAfterMs <= nowMs)) {

@@ -24,6 +24,7 @@ function delivery(tenant: string, subscription: string, bytes = 10): ClaimedDeli
     leaseUntilMs: 0,
     dueAtMs: 0,
     isOrdered: false,
+    isHandedOver: false,
     event: {
       eventId: 'evt_x' as EventId,
       type: 'a',
@@ -135,6 +136,25 @@ describe('the scheduler', () => {
     expect(scheduler.next()).toBeUndefined();
     scheduler.finished(got.find((turn) => tenantOf(turn) === 'b')!);
     expect(scheduler.next()).toBeDefined();
+  });
+
+  test('has fewer places for what claims bring, shared in the same way, and none of them is for what is handed over', () => {
+    const scheduler = createScheduler(limits({ maxWaiting: 64, maxClaimed: 8 }));
+    const [a, b] = ['a' as TenantId, 'b' as TenantId];
+    const x = 'x' as SubscriptionId;
+    const rooms = () => [scheduler.room(a, x), scheduler.room(b, x), scheduler.totalRoom()];
+    expect(rooms()).toEqual([2, 2, 8]);
+    for (let i = 0; i < 2; i++) scheduler.offer(delivery('a', 'x'));
+    expect(rooms()).toEqual([0, 2, 6]);
+    for (let i = 0; i < 8; i++) {
+      expect(scheduler.reserve(a, x)).toBe(true);
+      scheduler.offer({ ...delivery('a', 'x'), isHandedOver: true });
+    }
+    expect([...rooms(), scheduler.waitingOf(a, x)]).toEqual([0, 2, 6, 10]);
+    take(scheduler, 2);
+    expect(rooms()).toEqual([2, 2, 8]);
+    take(scheduler, 8);
+    expect([...rooms(), scheduler.waitingOf(a, x)]).toEqual([2, 2, 8, 0]);
   });
 
   test('counts reserved places and those behind in lines as taken, and gives them back', () => {
