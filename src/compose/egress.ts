@@ -10,6 +10,7 @@ export const schemeAllowed = ({ guard }: Egress, { allowHttp }: Target, url: str
 export function endpointAllowed(egress: Egress): (target: Target) => boolean {
   const known = new WeakMap<Target, boolean>();
   return (target) => {
+    if (target.allowHttp) return true;
     let isAllowed = known.get(target);
     if (isAllowed === undefined) {
       isAllowed = schemeAllowed(egress, target, target.origin);

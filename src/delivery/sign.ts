@@ -55,7 +55,7 @@ export function sign(
   userAgent: string,
   authorization: string | undefined,
 ): SignedRequest {
-  const keys = target.secrets.filter((s) => s.liveUntilMs > at.monotonicMs).map((s) => s.key);
+  const keys = target.lastingKeys ?? liveKeys(target, at.monotonicMs);
   if (keys.length === 0) throw new Error(`subscription ${target.subscriptionId} has no live secret`);
   const timestamp = Math.floor(at.nowMs / 1000);
   const headers = [
@@ -78,6 +78,9 @@ export function sign(
   const tls = target.credentials.tls;
   return { origin, path, headers, body: what.body, timeoutMs: at.timeoutMs, tlsId, tls };
 }
+
+const liveKeys = ({ secrets }: Target, nowMs: number) =>
+  secrets.filter((s) => s.liveUntilMs > nowMs).map((s) => s.key);
 
 /** What dispatch's predecessor sent, for receivers that still check it. */
 function addPredecessorHeaders(

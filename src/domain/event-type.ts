@@ -53,7 +53,12 @@ export function matchesPattern(pattern: string, type: string): boolean {
   return p.length === t.length;
 }
 
-type Node<T> = { readonly children: Map<string, Node<T>>; readonly ends: T[]; readonly rests: T[] };
+/** What a node does not have, it has no memory for: most are the ends of patterns of their own. */
+type Node<T> = {
+  children: Map<string, Node<T>> | undefined;
+  ends: T[] | undefined;
+  rests: T[] | undefined;
+};
 
 /** Values found by the type that their patterns match. */
 export type PatternIndex<T> = { readonly match: (type: string) => readonly T[] };
@@ -79,7 +84,7 @@ export function createPatternIndex<T>(
       if (known !== undefined) return known;
       const found = new Set<number>();
       const segments = type.split('.');
-      const own = segments[0] === OWN && segments.length > 1 ? root.children.get(OWN) : undefined;
+      const own = segments[0] === OWN && segments.length > 1 ? root.children?.get(OWN) : undefined;
       if (segments[0] !== OWN || segments.length === 1) collect(root, segments, 0, found);
       else if (own !== undefined) collect(own, segments, 1, found);
       const values = [...found].sort((a, b) => a - b).map((i) => entries[i]!.value);
@@ -91,16 +96,17 @@ export function createPatternIndex<T>(
 }
 
 function newNode<T>(): Node<T> {
-  return { children: new Map(), ends: [], rests: [] };
+  return { children: undefined, ends: undefined, rests: undefined };
 }
 
 function insert(root: Node<number>, segments: readonly string[], value: number): void {
   let node = root;
   for (const segment of segments) {
     if (segment === '**') {
-      node.rests.push(value);
+      node.rests = withValue(node.rests, value);
       return;
     }
+    node.children ??= new Map();
     let child = node.children.get(segment);
     if (child === undefined) {
       child = newNode();
@@ -108,17 +114,23 @@ function insert(root: Node<number>, segments: readonly string[], value: number):
     }
     node = child;
   }
-  node.ends.push(value);
+  node.ends = withValue(node.ends, value);
+}
+
+function withValue(values: number[] | undefined, value: number): number[] {
+  if (values === undefined) return [value];
+  values.push(value);
+  return values;
 }
 
 function collect(node: Node<number>, segments: readonly string[], at: number, found: Set<number>): void {
   if (at === segments.length) {
-    for (const value of node.ends) found.add(value);
+    for (const value of node.ends ?? []) found.add(value);
     return;
   }
-  for (const value of node.rests) found.add(value);
+  for (const value of node.rests ?? []) found.add(value);
   for (const key of [segments[at]!, '*']) {
-    const child = node.children.get(key);
+    const child = node.children?.get(key);
     if (child !== undefined) collect(child, segments, at + 1, found);
   }
 }
