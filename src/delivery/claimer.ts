@@ -23,6 +23,8 @@ export type ClaimPlan = {
   readonly cap: number;
   /** Of a queue with an order: how many of a line are taken at once; 0: it has none. */
   readonly perLine: number;
+  /** How many a request takes: more than one in batches. */
+  readonly perRequest: number;
 };
 
 export type ClaimerDeps = {
@@ -33,7 +35,7 @@ export type ClaimerDeps = {
     which: { readonly after: string; readonly room: number; readonly perLine: number },
   ) => Promise<ClaimedLines>;
   readonly claimLeftovers: (queue: QueueKey, room: number) => Promise<Claimed>;
-  readonly room: (tenantId: TenantId, subscriptionId: SubscriptionId) => number;
+  readonly room: (tenantId: TenantId, subscriptionId: SubscriptionId, perRequest: number) => number;
   /** Deliveries of a queue that wait in this process. */
   readonly waiting: (tenantId: TenantId, subscriptionId: SubscriptionId) => number;
   readonly totalRoom: () => number;
@@ -305,7 +307,7 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
       }
       const { tenantId, subscriptionId } = queue;
       const free = plan.cap - deps.waiting(tenantId, subscriptionId);
-      const room = Math.min(deps.room(tenantId, subscriptionId), free, MAX_CLAIM);
+      const room = Math.min(deps.room(tenantId, subscriptionId, plan.perRequest), free, MAX_CLAIM);
       if (room < Math.min(deps.worthwhile, Math.ceil(plan.cap / 4))) continue;
       found.push({ tenantId, subscriptionId, plan, room });
       const hadMore = (reached.get(keyOf(queue))?.untilMs ?? 0) > 0;

@@ -90,7 +90,7 @@ function createLane(deps: RecorderDeps, isConfirmed: boolean): Lane {
       const batch = pending.length <= MAX_BATCH ? pending : pending.slice(0, MAX_BATCH);
       pending = pending.length <= MAX_BATCH ? [] : pending.slice(MAX_BATCH);
       writing++;
-      void write(batch).finally(() => {
+      void write(batch, commitOf(deps.now())).finally(() => {
         writing--;
         unwritten -= batch.length;
         deps.onWritten();
@@ -120,10 +120,9 @@ function createLane(deps: RecorderDeps, isConfirmed: boolean): Lane {
     return 'durable';
   }
 
-  async function write(batch: readonly Entry[]): Promise<void> {
+  async function write(batch: readonly Entry[], commit: Commit): Promise<void> {
     const giveUpAt = deps.now() + deps.leaseMs;
     const records = batch.map((entry) => entry.record);
-    const commit = commitOf(deps.now());
     for (let delayMs = 50; ; delayMs = Math.min(delayMs * 2, 2_000)) {
       try {
         const written = await deps.write(records, commit);
@@ -133,8 +132,8 @@ function createLane(deps: RecorderDeps, isConfirmed: boolean): Lane {
       } catch (error) {
         if (!deps.isPassing(error) && batch.length > 1) {
           const middle = Math.ceil(batch.length / 2); // one row spoils it: find out which
-          await write(batch.slice(0, middle));
-          await write(batch.slice(middle));
+          await write(batch.slice(0, middle), commit);
+          await write(batch.slice(middle), commit);
           return;
         }
         deps.onError(error);

@@ -16,18 +16,26 @@ export type SchedulerLimits = {
   readonly maxInFlight: number;
   /** Waiting (and reserved) in all. */
   readonly maxWaiting: number;
-  /** Of those, claimed from the database and ready to go: more would only lie in memory, and be copied by the collector. */
+  /**
+   * Requests of one queue that wait and were claimed, not handed over: they cover the way to the database and back, and
+   * more would only lie in memory and be copied by the collector.
+   */
   readonly maxClaimed: number;
   /** Bytes of bodies waiting. */
   readonly maxWaitingBytes: number;
 };
+
+const MIN_CLAIMED = 256;
+
+/** Room for fewer than this is not worth a claim. Every queue that holds nothing has more. */
+export const worthwhileOf = (maxInFlight: number): number => Math.min(64, maxInFlight);
 
 /** The bounds that follow from how much may be in flight. */
 export function limitsFor(maxInFlight: number): SchedulerLimits {
   return {
     maxInFlight,
     maxWaiting: maxInFlight * 16,
-    maxClaimed: maxInFlight * 2,
+    maxClaimed: Math.max(MIN_CLAIMED, maxInFlight / 2),
     maxWaitingBytes: 128 * 1024 * 1024,
   };
 }
@@ -101,8 +109,6 @@ type TenantQueues = {
   inFlight: number;
   /** Waiting, reserved and behind. */
   held: number;
-  /** Of its queues. */
-  claimed: number;
   /** What is left of its turn. */
   deficit: number;
   isInRing: boolean;
@@ -129,7 +135,6 @@ export function createScheduler(limits: SchedulerLimits, deps: SchedulerDeps) {
   const parked = new Set<TenantQueues>();
   let waitingCount = 0;
   let waitingBytes = 0;
-  let claimedCount = 0;
   let placeCount = 0; // reserved and behind
   let inFlightCount = 0;
 
@@ -143,7 +148,6 @@ export function createScheduler(limits: SchedulerLimits, deps: SchedulerDeps) {
         parked: new Set(),
         inFlight: 0,
         held: 0,
-        claimed: 0,
         deficit: 0,
         isInRing: false,
         isHeld: false,
@@ -255,15 +259,9 @@ export function createScheduler(limits: SchedulerLimits, deps: SchedulerDeps) {
     const delivery = queue.waiting.shift()!;
     waitingCount--;
     queue.tenant.held--;
-    if (!delivery.isHandedOver) addClaimed(queue, -1);
+    if (!delivery.isHandedOver) queue.claimed--;
     addBytes(queue, -delivery.event.payload.length);
     return delivery;
-  }
-
-  function addClaimed(queue: Queue, count: number): void {
-    queue.claimed += count;
-    queue.tenant.claimed += count;
-    claimedCount += count;
   }
 
   function addBytes(queue: Queue, bytes: number): void {
@@ -296,14 +294,6 @@ export function createScheduler(limits: SchedulerLimits, deps: SchedulerDeps) {
     return Math.max(0, Math.min(totalRoom(), ofTenant - held, ofQueue - used));
   }
 
-  /** Room for what a claim brings: the same shares of fewer places. */
-  function claimRoomOf(tenant: TenantQueues | undefined, queue: Queue | undefined): number {
-    const [ofTenants, used] = [tenant?.claimed ?? 0, queue?.claimed ?? 0];
-    const ofTenant = shareOf(limits.maxClaimed, claimedCount - ofTenants);
-    const ofQueue = shareOf(ofTenant, ofTenants - used);
-    return Math.max(0, Math.min(ofTenant - ofTenants, ofQueue - used, roomOf(tenant, queue)));
-  }
-
   /** Ends a tenant's turn, or lets it go on: its deficit is what it may still send before the others' turn. */
   function charge(tenant: TenantQueues, delivery: ClaimedDelivery): void {
     tenant.deficit -= 1 + Math.floor(delivery.event.payload.length / COST_BYTES);
@@ -316,10 +306,12 @@ export function createScheduler(limits: SchedulerLimits, deps: SchedulerDeps) {
   }
 
   return {
-    /** How many more deliveries of this subscription may be claimed. */
-    room(tenantId: TenantId, subscriptionId: SubscriptionId): number {
+    /** How many more deliveries of this subscription may be claimed, if a request takes `perRequest` of them. */
+    room(tenantId: TenantId, subscriptionId: SubscriptionId, perRequest: number): number {
       const tenant = tenants.get(tenantId);
-      return claimRoomOf(tenant, tenant?.queues.get(subscriptionId));
+      const queue = tenant?.queues.get(subscriptionId);
+      const free = limits.maxClaimed * perRequest - (queue?.claimed ?? 0);
+      return Math.max(0, Math.min(free, roomOf(tenant, queue)));
     },
 
     /** Deliveries of this subscription that are here and not under way, places held included. */
@@ -332,8 +324,8 @@ export function createScheduler(limits: SchedulerLimits, deps: SchedulerDeps) {
     bytesOf: (tenantId: TenantId, subscriptionId: SubscriptionId): number =>
       tenants.get(tenantId)?.queues.get(subscriptionId)?.bytes ?? 0,
 
-    /** How many more may be claimed in all. */
-    totalRoom: () => Math.min(totalRoom(), Math.max(0, limits.maxClaimed - claimedCount)),
+    /** How many more there is room for in all. */
+    totalRoom,
 
     /** Holds a place for one delivery, if there is room. */
     reserve(tenantId: TenantId, subscriptionId: SubscriptionId): boolean {
@@ -379,7 +371,7 @@ export function createScheduler(limits: SchedulerLimits, deps: SchedulerDeps) {
         queue.reserved--;
         addPlaces(queue, -1);
       } else {
-        addClaimed(queue, 1);
+        queue.claimed++;
       }
       if (queue.waiting.size === 0) queue.sinceMs = deps.now();
       queue.waiting.push(delivery);

@@ -28,7 +28,7 @@ import { createGone, type GoneDeps } from './gone.ts';
 import { createLines } from './lines.ts';
 import type { Recorder } from './recorder.ts';
 import { eventOf, fenceOf, recordOf, type Times } from './results.ts';
-import { createScheduler, limitsFor, type Turn } from './scheduler.ts';
+import { createScheduler, limitsFor, type Turn, worthwhileOf } from './scheduler.ts';
 import { type Signable, sign, signable, signableBatch } from './sign.ts';
 import { createStartWindow } from './window.ts';
 
@@ -132,7 +132,7 @@ export function createWorker(deps: WorkerDeps) {
     room: scheduler.room,
     waiting: scheduler.waitingOf,
     totalRoom: scheduler.totalRoom,
-    worthwhile: Math.min(64, Math.ceil(deps.maxInFlight)),
+    worthwhile: worthwhileOf(deps.maxInFlight),
     planOf,
     foundNothing: (queue) => deps.gates.unused(queue.subscriptionId),
     accept: (deliveries) => {
@@ -176,7 +176,7 @@ export function createWorker(deps: WorkerDeps) {
       const isActive = config?.state === 'active' && target?.state === 'active';
       if (!isActive || gone.has(queue.subscriptionId)) return CLOSED;
       const cap = await deps.gates.claimable(config, target);
-      return { cap, perLine: perLineOf(target, cap) };
+      return { cap, perLine: perLineOf(target, cap), perRequest: target.batch?.maxEvents ?? 1 };
     } catch (error) {
       deps.onError(error, 'a tenant’s configuration could not be read'); // its queues wait, the others' go on
       return CLOSED;
@@ -523,7 +523,7 @@ function reasonOf(result: SendResult): string {
   return isGone ? 'the endpoint answered 410 Gone' : 'the endpoint asked for it: webhook-delivery';
 }
 
-const CLOSED: ClaimPlan = { cap: 0, perLine: 0 };
+const CLOSED: ClaimPlan = { cap: 0, perLine: 0, perRequest: 1 };
 
 /** How much of a line is taken at once: a probe goes alone, a batch takes its fill. */
 function perLineOf({ ordering, batch }: Target, cap: number): number {

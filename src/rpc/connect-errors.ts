@@ -21,7 +21,10 @@ type Request = Parameters<Handler>[0];
 type KeptBody = AsyncIterable<Uint8Array> & { readonly bytes: () => Buffer | undefined };
 
 /** In larger ones the field that cannot be read is not looked for. */
-const MAX_KEPT_BYTES = 1024 * 1024;
+const MAX_KEPT_BYTES = 128 * 1024;
+
+/** Characters of a field's path: keys are the caller's, and as long as a caller likes. */
+const MAX_PATH = 300;
 
 /** One message of JSON as it is. */
 const mayBeRead = (request: Request): request is Request & { readonly body: AsyncIterable<Uint8Array> } =>
@@ -56,7 +59,7 @@ function wrongField(schema: DescMessage, body: KeptBody | undefined): string {
   const bytes = body?.bytes();
   if (bytes === undefined) return '';
   try {
-    return unreadableField(schema, JSON.parse(bytes.toString('utf8')) as JsonValue);
+    return unreadableField(schema, JSON.parse(bytes.toString('utf8')) as JsonValue).slice(0, MAX_PATH);
   } catch {
     return ''; // it is no JSON
   }

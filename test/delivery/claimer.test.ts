@@ -37,7 +37,7 @@ function setup(stored: number[], room: number) {
     waiting: () => 0,
     totalRoom: () => room,
     worthwhile: 1,
-    planOf: async () => ({ cap: 1_000, perLine: 0 }),
+    planOf: async () => ({ cap: 1_000, perLine: 0, perRequest: 1 }),
     foundNothing: () => onAccepted(),
     accept: (deliveries) => {
       accepted.push(...deliveries.map((d) => d.dueAtMs));

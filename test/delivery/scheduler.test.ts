@@ -5,6 +5,7 @@ import {
   type SchedulerDeps,
   type SchedulerLimits,
   type Turn,
+  worthwhileOf,
 } from '../../src/delivery/scheduler.ts';
 import type { ClaimedDelivery } from '../../src/domain/delivery.ts';
 import type { DeliveryId, EventId, SubscriptionId, TenantId } from '../../src/domain/ids.ts';
@@ -138,39 +139,55 @@ describe('the scheduler', () => {
     expect(scheduler.next()).toBeDefined();
   });
 
-  test('has fewer places for what claims bring, shared in the same way, and none of them is for what is handed over', () => {
-    const scheduler = createScheduler(limits({ maxWaiting: 64, maxClaimed: 8 }));
-    const [a, b] = ['a' as TenantId, 'b' as TenantId];
-    const x = 'x' as SubscriptionId;
-    const rooms = () => [scheduler.room(a, x), scheduler.room(b, x), scheduler.totalRoom()];
-    expect(rooms()).toEqual([2, 2, 8]);
-    for (let i = 0; i < 2; i++) scheduler.offer(delivery('a', 'x'));
-    expect(rooms()).toEqual([0, 2, 6]);
-    for (let i = 0; i < 8; i++) {
+  test('has fewer places of a queue for what claims bring, as many more in batches, and none of them is for what is handed over', () => {
+    const scheduler = createScheduler(limits({ maxWaiting: 64, maxClaimed: 4 }));
+    const [a, x, y] = ['a' as TenantId, 'x' as SubscriptionId, 'y' as SubscriptionId];
+    const rooms = () => [scheduler.room(a, x, 1), scheduler.room(a, x, 3), scheduler.room(a, y, 1)];
+    expect(rooms()).toEqual([4, 12, 4]);
+    for (let i = 0; i < 4; i++) scheduler.offer(delivery('a', 'x'));
+    expect(rooms()).toEqual([0, 8, 4]);
+    for (let i = 0; i < 3; i++) {
       expect(scheduler.reserve(a, x)).toBe(true);
       scheduler.offer({ ...delivery('a', 'x'), isHandedOver: true });
     }
-    expect([...rooms(), scheduler.waitingOf(a, x)]).toEqual([0, 2, 6, 10]);
+    expect([...rooms(), scheduler.waitingOf(a, x)]).toEqual([0, 8, 4, 7]);
     take(scheduler, 2);
-    expect(rooms()).toEqual([2, 2, 8]);
-    take(scheduler, 8);
-    expect([...rooms(), scheduler.waitingOf(a, x)]).toEqual([2, 2, 8, 0]);
+    expect([...rooms(), scheduler.waitingOf(a, x)]).toEqual([2, 10, 4, 5]);
+    take(scheduler, 5);
+    expect([...rooms(), scheduler.waitingOf(a, x)]).toEqual([4, 12, 4, 0]);
+  });
+
+  test('has room for a claim that is worth its while in every queue, however few may be in flight and whatever waits for its batch', () => {
+    for (const maxInFlight of [1, 2, 3, 10, 64, 100, 126, 127, 128, 512, 10_000]) {
+      const scheduler = createScheduler(limitsFor(maxInFlight));
+      const roomOf = (tenant: string, perRequest = 1) =>
+        scheduler.room(tenant as TenantId, 's' as SubscriptionId, perRequest);
+      expect([maxInFlight, roomOf('a') >= worthwhileOf(maxInFlight)]).toEqual([maxInFlight, true]);
+    }
+    const scheduler = createScheduler(limitsFor(512));
+    const room = (tenant: string, perRequest: number) =>
+      scheduler.room(tenant as TenantId, 's' as SubscriptionId, perRequest);
+    for (let t = 0; t < 30; t++) {
+      for (let i = 0; i < 100; i++) scheduler.offer(delivery(`holds-${t}`, 's'));
+    }
+    expect(room('late', 1)).toBeGreaterThanOrEqual(worthwhileOf(512));
+    expect(room('batches', 1_000)).toBeGreaterThanOrEqual(1_000);
   });
 
   test('counts reserved places and those behind in lines as taken, and gives them back', () => {
     const scheduler = createScheduler(limits({ maxWaiting: 16 }));
     const a = 'a' as TenantId;
     const x = 'x' as SubscriptionId;
-    const before = scheduler.room(a, x);
+    const before = scheduler.room(a, x, 1);
     expect(before).toBe(4);
     const behind = delivery('a', 'x');
     expect([scheduler.reserve(a, x), scheduler.reserve(a, x)]).toEqual([true, true]);
     scheduler.holdBehind(behind);
-    expect([scheduler.room(a, x), scheduler.waitingOf(a, x)]).toEqual([1, 3]);
+    expect([scheduler.room(a, x, 1), scheduler.waitingOf(a, x)]).toEqual([1, 3]);
     scheduler.unreserve(a, x);
     scheduler.unreserve(a, x);
     scheduler.leaveBehind(behind);
-    expect([scheduler.room(a, x), scheduler.waitingOf(a, x)]).toEqual([before, 0]);
+    expect([scheduler.room(a, x, 1), scheduler.waitingOf(a, x)]).toEqual([before, 0]);
   });
 
   test('what is taken along in a request waits no more, and leaves nothing behind it', () => {
@@ -212,9 +229,9 @@ describe('the scheduler', () => {
   test('has no room while the bodies that wait are too large together', () => {
     const scheduler = createScheduler(limits({ maxWaitingBytes: 100 }));
     scheduler.offer(delivery('a', 'x', 100));
-    expect(scheduler.room('b' as TenantId, 'y' as SubscriptionId)).toBe(0);
+    expect(scheduler.room('b' as TenantId, 'y' as SubscriptionId, 1)).toBe(0);
     scheduler.next();
-    expect(scheduler.room('b' as TenantId, 'y' as SubscriptionId)).toBeGreaterThan(0);
+    expect(scheduler.room('b' as TenantId, 'y' as SubscriptionId, 1)).toBeGreaterThan(0);
   });
 
   test('drained, it holds nothing that waits and still counts what is in flight', () => {

@@ -59,6 +59,17 @@ const verifies = (secret: string, request: Received) =>
 describe('a batch', () => {
   const count = scaled(100_000);
 
+  test('of 1,000 fills from a backlog, and does not wait for its time', async () => {
+    const { subscriptionId } = await subscribe({ maxEvents: 1_000, maxWait: { seconds: 10n } });
+    await clients.subscriptions.pauseSubscription({ subscriptionId });
+    for (let n = 0; n < 2_000; n += 500) {
+      await publish(Array.from({ length: 500 }, (_, i) => event({ n: n + i })));
+    }
+    await clients.subscriptions.resumeSubscription({ subscriptionId });
+    await eventually(() => expect(receiver.received).toHaveLength(2), 30_000);
+    expect(receiver.received.map((r) => r.headers['dispatch-batch-size'])).toEqual(['1000', '1000']);
+  });
+
   test(`of ${count} events every one is in exactly one that succeeded, all limits kept, verified by the official library`, async () => {
     const maxEvents = 250;
     const maxBytes = 24 * 1024;

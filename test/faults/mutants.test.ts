@@ -47,11 +47,11 @@ const MUTANTS: readonly Mutant[] = [
     about: 'now and then results are said to be written and are not',
     mutation: {
       file: 'src/delivery/recorder.ts',
-      find: 'const written = await deps.write(records, isConfirmed);',
+      find: 'const written = await deps.write(records, commit);',
       replace: `const writes = (deps.writes = (deps.writes ?? 0) + 1);
         const written = writes % 100 === 5
           ? { count: records.length, ids: new Set<string>() }
-          : await deps.write(records, isConfirmed);`,
+          : await deps.write(records, commit);`,
     },
     scenario: publishCut,
     broken: /^duplicates: \d+, at most 0$/,

@@ -122,7 +122,7 @@ function arm(world: World, point: Point, wires: Wires, seen: Seen[]) {
       break;
     }
     case 'answered':
-      holdAt(/^record-succeeded$/);
+      holdAt(/^record-succeeded(-soon)?$/);
       break;
   }
   return async (kill: () => Promise<unknown>) => {
