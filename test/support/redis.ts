@@ -124,9 +124,12 @@ async function ping(port: number): Promise<void> {
 export async function startRedisCluster(): Promise<AsyncDisposable & { readonly url: string }> {
   await using stack = new AsyncDisposableStack();
   const nodes: RedisServer[] = [];
-  for (let i = 0; i < 3; i++) {
+  // By itself a node talks to the others on its port + 10,000, which lies among those of outgoing connections.
+  const busPorts = [await freePort(), await freePort(), await freePort()];
+  for (const [i, busPort] of busPorts.entries()) {
     const flags = ['--cluster-enabled', 'yes', '--cluster-config-file', `nodes-${i}.conf`];
-    nodes.push(stack.use(await startRedis([...flags, '--cluster-node-timeout', '2000'])));
+    const timing = ['--cluster-node-timeout', '2000', '--cluster-port', String(busPort)];
+    nodes.push(stack.use(await startRedis([...flags, ...timing])));
   }
   const clients = nodes.map((node) => new Redis(node.url));
   try {
@@ -135,7 +138,7 @@ export async function startRedisCluster(): Promise<AsyncDisposable & { readonly 
       const from = Math.ceil((i * (last + 1)) / 3);
       const to = Math.ceil(((i + 1) * (last + 1)) / 3) - 1;
       await client.call('CLUSTER', 'ADDSLOTSRANGE', from, to);
-      if (i > 0) await client.call('CLUSTER', 'MEET', '127.0.0.1', nodes[0]!.port);
+      if (i > 0) await client.call('CLUSTER', 'MEET', '127.0.0.1', nodes[0]!.port, busPorts[0]!);
     }
     for (const client of clients) {
       await eventually(async () => {
