@@ -27,7 +27,7 @@ export type SchedulerLimits = {
 
 const MIN_CLAIMED = 256;
 
-/** Room for fewer than this is not worth a claim. Every queue that holds nothing has more. */
+/** Room for fewer than this is not worth a claim. A queue that holds nothing has more, unless others have nearly all places. */
 export const worthwhileOf = (maxInFlight: number): number => Math.min(64, maxInFlight);
 
 /** The bounds that follow from how much may be in flight. */
@@ -35,7 +35,7 @@ export function limitsFor(maxInFlight: number): SchedulerLimits {
   return {
     maxInFlight,
     maxWaiting: maxInFlight * 16,
-    maxClaimed: Math.max(MIN_CLAIMED, maxInFlight / 2),
+    maxClaimed: Math.max(MIN_CLAIMED, Math.ceil(maxInFlight / 2)),
     maxWaitingBytes: 128 * 1024 * 1024,
   };
 }

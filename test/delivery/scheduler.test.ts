@@ -158,11 +158,12 @@ describe('the scheduler', () => {
   });
 
   test('has room for a claim that is worth its while in every queue, however few may be in flight and whatever waits for its batch', () => {
-    for (const maxInFlight of [1, 2, 3, 10, 64, 100, 126, 127, 128, 512, 10_000]) {
+    for (const maxInFlight of [1, 2, 3, 10, 64, 100, 126, 127, 128, 512, 1_001, 10_000]) {
       const scheduler = createScheduler(limitsFor(maxInFlight));
       const roomOf = (tenant: string, perRequest = 1) =>
         scheduler.room(tenant as TenantId, 's' as SubscriptionId, perRequest);
       expect([maxInFlight, roomOf('a') >= worthwhileOf(maxInFlight)]).toEqual([maxInFlight, true]);
+      expect([maxInFlight, Number.isInteger(roomOf('a'))]).toEqual([maxInFlight, true]);
     }
     const scheduler = createScheduler(limitsFor(512));
     const room = (tenant: string, perRequest: number) =>
