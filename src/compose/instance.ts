@@ -17,7 +17,7 @@ import { ingest } from '../storage/ingest.ts';
 import { assertMasterKeys } from '../storage/secret-keys.ts';
 import { createTenantConfigs } from '../storage/tenant-configs.ts';
 import { takeUsageSlot } from '../storage/usage.ts';
-import { createNotifier, listen } from '../storage/wakeups.ts';
+import { createNotifier, type Listening, listen } from '../storage/wakeups.ts';
 import { createMetrics } from '../telemetry/metrics.ts';
 import { startApi } from './api.ts';
 import { authorizationOf, schemeAllowed } from './egress.ts';
@@ -106,12 +106,13 @@ export async function startInstance(ready: Ready): Promise<Instance> {
       now: Date.now,
       monotonic,
     });
+    let listening: Listening | undefined;
     const all: Shared = { ...base, changed, operational, test };
-    const worker = roles.has('worker') ? startWorker(all, stack) : undefined;
+    const worker = roles.has('worker') ? startWorker(all, () => listening?.session(), stack) : undefined;
     if (worker !== undefined) stack.defer(() => worker.stop(config.shutdownGraceMs));
     const maintenance = roles.has('maintenance') ? startMaintenance(all, worker) : undefined;
     if (maintenance !== undefined) stack.defer(maintenance.stop);
-    stack.use(
+    listening = stack.use(
       listen(db.ownerUrl, {
         onReady: (queues) => worker?.poke(queues),
         onChanged: (tenantIds) => {

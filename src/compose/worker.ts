@@ -4,6 +4,7 @@ import { createDeadLetterReports } from '../delivery/dead-letter-reports.ts';
 import { createGates } from '../delivery/gates.ts';
 import { createHealth } from '../delivery/health.ts';
 import { createRecorder } from '../delivery/recorder.ts';
+import { createSeat } from '../delivery/seat.ts';
 import { startUnparker } from '../delivery/unparker.ts';
 import { createWorker, type Worker } from '../delivery/worker.ts';
 import { encodeId, uuidOf } from '../domain/ids.ts';
@@ -15,12 +16,22 @@ import { databaseUnavailable } from '../storage/database.ts';
 import * as health from '../storage/health.ts';
 import { unpark } from '../storage/parking.ts';
 import { writeRecords } from '../storage/records.ts';
+import { createSeats } from '../storage/seats.ts';
+import type { Listening } from '../storage/wakeups.ts';
 import { createWalk } from '../storage/walk.ts';
 import { authorizationOf, endpointAllowed } from './egress.ts';
+import { coreCount, coreTicks, hostId } from './host.ts';
 import { disableAll, type Shared } from './shared.ts';
 
-/** Makes the worker, which claims at once; `stack` ends what works for it. Stopping it is the caller’s. */
-export function startWorker(shared: Shared, stack: AsyncDisposableStack): Worker {
+/**
+ * Makes the worker, which claims at once; `stack` ends what works for it. Stopping it is the caller’s. `session` is the one
+ * that listens for it.
+ */
+export function startWorker(
+  shared: Shared,
+  session: Listening['session'],
+  stack: AsyncDisposableStack,
+): Worker {
   let worker: Worker | undefined;
   const { config, db, configs, log, metrics, monotonic, limits, egress, operational } = shared;
   const endpoints = stack.use(
@@ -96,7 +107,12 @@ export function startWorker(shared: Shared, stack: AsyncDisposableStack): Worker
     metrics.claimTook((monotonic() - beganMs) / 1000);
     return claimed;
   };
+  const seats = createSeats(session, hostId() ?? shared.instanceId, coreCount(), (error) =>
+    log.warn({ error: String(error) }, 'no seat could be asked for; this worker goes on'),
+  );
+  const seat = createSeat({ ...seats, coreTicks, utilization: loopUtilization(), now: monotonic });
   const created = createWorker({
+    stepsBack: seat.stepsBack,
     walk: createWalk(db.claims),
     claim: (queues) => timed((nowMs) => claim(db.claims, queues, randomBytes(16), config.leaseMs, nowMs)),
     claimLines: (queue, which) =>
@@ -138,6 +154,7 @@ export function startWorker(shared: Shared, stack: AsyncDisposableStack): Worker
     inFlight: created.inFlightCount,
     recordBacklog: recorder.backlog,
     endpointPools: egress.sender.poolCount,
+    steppedBack: () => (seat.isBack() ? 1 : 0),
   });
   worker = created;
   return created;

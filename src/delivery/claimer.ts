@@ -47,6 +47,8 @@ export type ClaimerDeps = {
   readonly accept: (deliveries: readonly ClaimedDelivery[]) => void;
   readonly acceptLines: (lines: readonly (readonly ClaimedDelivery[])[]) => void;
   readonly withoutEvent: (claims: Claimed['withoutEvent']) => void;
+  /** Whether this worker leaves the cores to others for now: it looks for work now and then, whatever hints it gets. */
+  readonly stepsBack: () => boolean;
   /** Whether results can still be recorded: no claims while the database does not take them. */
   readonly mayClaim: () => boolean;
   readonly onError: (error: unknown) => void;
@@ -88,6 +90,10 @@ const MAX_REACHED = 10_000;
 const RESUME_MS = 5;
 /** How often an ordered queue is looked through for what is in no line. */
 const LEFTOVERS_MS = 1_000;
+/** A worker that has stepped back claims this often, so that nothing rests on the others alone. */
+const STEPPED_BACK_MS = 5_000;
+/** And looks this often whether it is needed. */
+const LOOK_MS = 1_000;
 
 /** How far the claims of a queue have come, and until when the next goes on right there instead of looking back. */
 type Reached = { readonly position: ClaimPosition; readonly untilMs: number };
@@ -120,9 +126,12 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
   let emptyAt = 0;
   let resumeTimer: NodeJS.Timeout | undefined;
   let timer: NodeJS.Timeout | undefined;
+  /** While this worker has stepped back. */
+  let restUntil = 0;
+  let restTimer: NodeJS.Timeout | undefined;
 
   function start(): void {
-    if (stopped) return;
+    if (stopped || rests()) return;
     if (running !== undefined) {
       again = true;
       return;
@@ -140,6 +149,15 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
           timer = setTimeout(start, Math.max(1, walkAt - performance.now()));
         }
       });
+  }
+
+  function rests(): boolean {
+    if (performance.now() >= restUntil || !deps.stepsBack()) return false;
+    restTimer ??= setTimeout(() => {
+      restTimer = undefined;
+      start();
+    }, LOOK_MS);
+    return true;
   }
 
   /** Starts a round in RESUME_MS, if none is due sooner. */
@@ -166,6 +184,10 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
       const plain = wanted.filter((queue) => queue.plan.perLine === 0);
       const ordered = wanted.filter((queue) => queue.plan.perLine > 0);
       await Promise.all([claimPlain(plain), ...ordered.map(claimOrdered)]);
+      if (deps.stepsBack()) {
+        restUntil = performance.now() + STEPPED_BACK_MS;
+        return;
+      }
     }
   }
 
@@ -337,6 +359,7 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
       stopped = true;
       clearTimeout(timer);
       clearTimeout(resumeTimer);
+      clearTimeout(restTimer);
       later.stop();
       await running;
     },

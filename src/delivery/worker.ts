@@ -32,7 +32,10 @@ import { createScheduler, limitsFor, type Turn, worthwhileOf } from './scheduler
 import { type Signable, sign, signable, signableBatch } from './sign.ts';
 import { createStartWindow } from './window.ts';
 
-export type WorkerDeps = Pick<ClaimerDeps, 'walk' | 'claim' | 'claimLines' | 'claimLeftovers'> & {
+export type WorkerDeps = Pick<
+  ClaimerDeps,
+  'walk' | 'claim' | 'claimLines' | 'claimLeftovers' | 'stepsBack'
+> & {
   readonly configs: {
     readonly get: (tenantId: TenantId) => Promise<TenantConfig | undefined>;
     readonly peek: (tenantId: TenantId) => TenantConfig | undefined;
@@ -165,6 +168,7 @@ export function createWorker(deps: WorkerDeps) {
         });
       }
     },
+    stepsBack: deps.stepsBack,
     mayClaim: () => deps.recorder.backlog() < MAX_RECORD_BACKLOG && !stopping,
     onError: (error) => deps.onError(error, 'claiming failed'),
   });

@@ -22,9 +22,17 @@ const HEARTBEAT_MS = 9_000;
 const ANSWER_MS = 5_000;
 const MAX_PAYLOAD_BYTES = 7_900; // Postgres allows 7,999
 
+/** A LISTEN session that is kept open until disposed. */
+export type Listening = AsyncDisposable & {
+  /** The connection that listens now; undefined while there is none. */
+  readonly session: () => pg.Client | undefined;
+};
+
 /** Keeps a LISTEN session open on its own connection until disposed; reconnects by itself. */
-export function listen(url: string, listener: WakeupListener): AsyncDisposable {
+export function listen(url: string, listener: WakeupListener): Listening {
+  /** What connects, or listens. */
   let client: pg.Client | undefined;
+  let session: pg.Client | undefined;
   let heartbeat: NodeJS.Timeout | undefined;
   let closed = false;
   let delayMs = 100;
@@ -49,6 +57,7 @@ export function listen(url: string, listener: WakeupListener): AsyncDisposable {
       return;
     }
     if (client !== next) return;
+    session = next;
     delayMs = 100;
     // Whatever was said while nobody listened is gone: look at everything once.
     listener.onChanged(undefined);
@@ -61,6 +70,7 @@ export function listen(url: string, listener: WakeupListener): AsyncDisposable {
   function lost(which: pg.Client, error: unknown): void {
     if (client !== which) return;
     client = undefined;
+    session = undefined;
     clearInterval(heartbeat);
     which.end().catch(() => {}); // it is broken: that it cannot say goodbye is no news
     if (closed) return;
@@ -73,11 +83,13 @@ export function listen(url: string, listener: WakeupListener): AsyncDisposable {
 
   void connect();
   return {
+    session: () => session,
     async [Symbol.asyncDispose]() {
       closed = true;
       clearInterval(heartbeat);
       const last = client;
       client = undefined;
+      session = undefined;
       await last?.end().catch(() => {}); // a connection that broke just now needs no end
     },
   };

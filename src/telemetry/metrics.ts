@@ -18,6 +18,8 @@ export type WorkerGauges = {
   /** Results of attempts that are not recorded yet. */
   readonly recordBacklog: () => number;
   readonly endpointPools: () => number;
+  /** 1 or 0. */
+  readonly steppedBack: () => number;
 };
 
 export type Metrics = ReturnType<typeof createMetrics>;
@@ -215,6 +217,11 @@ export function createMetrics() {
       gauge('dispatch_in_flight', 'Requests to endpoints under way.', gauges.inFlight);
       gauge('dispatch_record_backlog', 'Results that are not recorded yet.', gauges.recordBacklog);
       gauge('dispatch_endpoint_pools', 'Origins with open connections.', gauges.endpointPools);
+      gauge(
+        'dispatch_worker_stepped_back',
+        '1 while this worker leaves the cores of its host, which are full, to other workers.',
+        gauges.steppedBack,
+      );
     },
     /** Registers the readings of the database's pool; call once. */
     observePool: (read: () => PoolReading) => {

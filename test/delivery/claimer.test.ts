@@ -1,5 +1,5 @@
 import { randomBytes } from 'node:crypto';
-import { expect, onTestFinished, test } from 'vitest';
+import { expect, onTestFinished, test, vi } from 'vitest';
 import { type ClaimerDeps, createClaimer } from '../../src/delivery/claimer.ts';
 import type { ClaimedDelivery } from '../../src/domain/delivery.ts';
 import type { SubscriptionId, TenantId } from '../../src/domain/ids.ts';
@@ -11,7 +11,7 @@ const LATE_MS = 5_000;
 const queue = { tenantId: 'a' as TenantId, subscriptionId: 'sub_1' as SubscriptionId };
 
 /** A claimer over one queue; `stored` is what it holds, by the time that it is due, in the order of claims. */
-function setup(stored: number[], room: number) {
+function setup(stored: number[], room: number, stepsBack = () => false) {
   const claims: { readonly after: number | undefined; readonly brought: number[] }[] = [];
   const accepted: number[] = [];
   const heads: QueueHead[] = [];
@@ -45,6 +45,7 @@ function setup(stored: number[], room: number) {
     },
     acceptLines: () => {},
     withoutEvent: () => {},
+    stepsBack,
     mayClaim: () => true,
     onError: (error) => {
       throw error;
@@ -131,4 +132,27 @@ test('a claim asks for each queue once, however unevenly they are spread over te
   claimer.poke([...many, one]);
   await isDone;
   for (const keys of wanted) expect(new Set(keys).size).toBe(keys.length);
+});
+
+test('a worker that has stepped back claims once in five seconds, whatever hints it gets, and goes on within one once it is needed', async () => {
+  vi.useFakeTimers();
+  onTestFinished(() => void vi.useRealTimers());
+  let isBack = true;
+  const { claimer, claims, accepted } = setup([1, 2, 3, 4, 5, 6, 7, 8], 1, () => isBack);
+  claimer.poke([queue]);
+  await vi.advanceTimersByTimeAsync(0);
+  expect(claims).toHaveLength(1);
+  for (let s = 0; s < 4; s++) {
+    claimer.poke([queue]);
+    claimer.poke(undefined);
+    claimer.resume();
+    claimer.later(queue, 1);
+    await vi.advanceTimersByTimeAsync(1_000);
+  }
+  expect(claims).toHaveLength(1);
+  await vi.advanceTimersByTimeAsync(1_000);
+  expect(claims).toHaveLength(2);
+  isBack = false;
+  await vi.advanceTimersByTimeAsync(1_000);
+  expect(accepted).toEqual([1, 2, 3, 4, 5, 6, 7, 8]);
 });
