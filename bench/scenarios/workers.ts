@@ -7,8 +7,8 @@ import { runLoad } from '../support/run-load.ts';
 import { makeTenants, truncate } from '../support/setup.ts';
 import type { Scenario } from './scenario.ts';
 
-/** More than any number of workers delivers in the time. */
-const PER_TENANT = 2_000;
+/** More than any number of workers delivers for a tenant in a second. */
+const PER_TENANT_AND_SECOND = 400;
 const WARM_UP_MS = 4_000;
 
 export const workers: Scenario = {
@@ -29,7 +29,7 @@ export const workers: Scenario = {
 
     const rateOf = async (processes: number): Promise<number> => {
       await truncate(owner, 'deliveries, closed_deliveries, attempts, events');
-      const each = PER_TENANT * Math.ceil(seconds / 2);
+      const each = PER_TENANT_AND_SECOND * Math.ceil((WARM_UP_MS * processes) / 1_000 + seconds);
       for (const { tenant_id, id } of subscriptions) await storeBacklog({ owner }, tenant_id, id, each);
       await owner.query('VACUUM ANALYZE');
       await owner.query('CHECKPOINT');

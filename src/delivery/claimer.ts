@@ -91,7 +91,7 @@ const RESUME_MS = 5;
 /** How often an ordered queue is looked through for what is in no line. */
 const LEFTOVERS_MS = 1_000;
 /** A worker that has stepped back claims this often, so that nothing rests on the others alone. */
-const STEPPED_BACK_MS = 5_000;
+const STEPPED_BACK_MS = 10_000;
 /** And looks this often whether it is needed. */
 const LOOK_MS = 1_000;
 

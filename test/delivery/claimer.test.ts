@@ -134,7 +134,7 @@ test('a claim asks for each queue once, however unevenly they are spread over te
   for (const keys of wanted) expect(new Set(keys).size).toBe(keys.length);
 });
 
-test('a worker that has stepped back claims once in five seconds, whatever hints it gets, and goes on within one once it is needed', async () => {
+test('a worker that has stepped back claims once in ten seconds, whatever hints it gets, and goes on within one once it is needed', async () => {
   vi.useFakeTimers();
   onTestFinished(() => void vi.useRealTimers());
   let isBack = true;
@@ -142,7 +142,7 @@ test('a worker that has stepped back claims once in five seconds, whatever hints
   claimer.poke([queue]);
   await vi.advanceTimersByTimeAsync(0);
   expect(claims).toHaveLength(1);
-  for (let s = 0; s < 4; s++) {
+  for (let s = 0; s < 9; s++) {
     claimer.poke([queue]);
     claimer.poke(undefined);
     claimer.resume();
