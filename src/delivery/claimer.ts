@@ -18,7 +18,7 @@ import { createTimetable } from './timetable.ts';
 export type ClaimPlan = {
   /**
    * How many of its deliveries may wait here: 0 while it is paused, suspended or its breaker is open; 1 for a probe; a
-   * few for one that is limited.
+   * few for one that is limited; Infinity for one without limits.
    */
   readonly cap: number;
   /** Of a queue with an order: how many of a line are taken at once; 0: it has none. */
@@ -47,7 +47,7 @@ export type ClaimerDeps = {
   readonly accept: (deliveries: readonly ClaimedDelivery[]) => void;
   readonly acceptLines: (lines: readonly (readonly ClaimedDelivery[])[]) => void;
   readonly withoutEvent: (claims: Claimed['withoutEvent']) => void;
-  /** Whether this worker leaves the cores to others for now: it looks for work now and then, whatever hints it gets. */
+  /** Whether this worker leaves the cores to others for now: see seat.ts. */
   readonly stepsBack: () => boolean;
   /** Whether results can still be recorded: no claims while the database does not take them. */
   readonly mayClaim: () => boolean;
@@ -75,6 +75,8 @@ const MAX_PAGES = 20;
 /** Queues of one claim, and those that are looked at for it: each costs a descent of an index. */
 const MAX_QUEUES = 32;
 const MAX_LOOKS = 256;
+/** Queues that are left to others in one go. */
+const MAX_LEFT = 1_000;
 /** What is expected of a queue that had more than was claimed, and of another: few long queues fill a claim. */
 const MANY = 25;
 const FEW = 3;
@@ -90,10 +92,10 @@ const MAX_REACHED = 10_000;
 const RESUME_MS = 5;
 /** How often an ordered queue is looked through for what is in no line. */
 const LEFTOVERS_MS = 1_000;
-/** A worker that has stepped back claims this often, so that nothing rests on the others alone. */
-const STEPPED_BACK_MS = 10_000;
-/** And looks this often whether it is needed. */
+/** A worker that has stepped back looks this often whether it is needed, */
 const LOOK_MS = 1_000;
+/** and takes what it finds in a walk each time that this has passed, so that nothing rests on the others alone. */
+const STEPPED_BACK_MS = 5_000;
 
 /** How far the claims of a queue have come, and until when the next goes on right there instead of looking back. */
 type Reached = { readonly position: ClaimPosition; readonly untilMs: number };
@@ -126,17 +128,20 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
   let emptyAt = 0;
   let resumeTimer: NodeJS.Timeout | undefined;
   let timer: NodeJS.Timeout | undefined;
-  /** While this worker has stepped back. */
-  let restUntil = 0;
-  let restTimer: NodeJS.Timeout | undefined;
+  let hasSteppedBack = false;
+  let hasWalked = false;
 
   function start(): void {
-    if (stopped || rests()) return;
+    if (stopped) return;
     if (running !== undefined) {
       again = true;
       return;
     }
     clearTimeout(timer);
+    if (hasSteppedBack && !deps.stepsBack()) {
+      hasSteppedBack = false;
+      walkAt = 0;
+    }
     running = round()
       .catch(deps.onError)
       .finally(() => {
@@ -146,18 +151,10 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
           again = false;
           start();
         } else {
-          timer = setTimeout(start, Math.max(1, walkAt - performance.now()));
+          const inMs = Math.max(1, walkAt - performance.now());
+          timer = setTimeout(start, hasSteppedBack ? Math.min(inMs, LOOK_MS) : inMs);
         }
       });
-  }
-
-  function rests(): boolean {
-    if (performance.now() >= restUntil || !deps.stepsBack()) return false;
-    restTimer ??= setTimeout(() => {
-      restTimer = undefined;
-      start();
-    }, LOOK_MS);
-    return true;
   }
 
   /** Starts a round in RESUME_MS, if none is due sooner. */
@@ -184,10 +181,6 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
       const plain = wanted.filter((queue) => queue.plan.perLine === 0);
       const ordered = wanted.filter((queue) => queue.plan.perLine > 0);
       await Promise.all([claimPlain(plain), ...ordered.map(claimOrdered)]);
-      if (deps.stepsBack()) {
-        restUntil = performance.now() + STEPPED_BACK_MS;
-        return;
-      }
     }
   }
 
@@ -297,7 +290,9 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
       if (next === undefined) break;
     }
     const tookMs = performance.now() - startedAt;
-    walkAt = startedAt + Math.min(Math.max(WALK_EVERY_MS, tookMs / WALK_SHARE), MAX_WALK_EVERY_MS);
+    const leastMs = hasSteppedBack ? STEPPED_BACK_MS : WALK_EVERY_MS;
+    walkAt = startedAt + Math.min(Math.max(leastMs, tookMs / WALK_SHARE), MAX_WALK_EVERY_MS);
+    hasWalked = true;
   }
 
   function addDue(head: QueueHead): void {
@@ -307,15 +302,22 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
     due.add(head);
   }
 
-  /** Due queues with room, of each tenant one after the other; those that are closed are forgotten until they are due again. */
+  /**
+   * Due queues with room, of each tenant one after the other. Those that are closed are forgotten until they are due again, and
+   * so are those that are left to others; of a queue with limits each worker has its part, which no other takes.
+   */
   async function nextQueues(): Promise<Planned[]> {
     const total = Math.min(MAX_CLAIM, deps.totalRoom());
     if (total <= 0) return [];
+    hasSteppedBack = deps.stepsBack();
+    const leavesUnlimited = hasSteppedBack && !hasWalked;
+    hasWalked = false;
     const found: Planned[] = [];
     const seen = new Set<string>();
-    const looks = Math.min(MAX_LOOKS, due.count());
+    let looks = Math.min(MAX_LOOKS, due.count());
     let expected = 0;
-    for (let look = 0; look < looks && found.length < MAX_QUEUES && expected < total; look++) {
+    let leftCount = 0;
+    for (; looks > 0 && found.length < MAX_QUEUES && expected < total; looks--) {
       const queue = due.next();
       if (queue === undefined) break;
       // The turn of a tenant with few queues comes round before that of another's last: a claim takes each queue once.
@@ -325,6 +327,13 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
       if (plan.cap === 0) {
         due.delete(queue);
         reached.delete(keyOf(queue));
+        continue;
+      }
+      if (leavesUnlimited && plan.cap === Number.POSITIVE_INFINITY) {
+        due.delete(queue);
+        // It is no look at the rest, but for a pause now and then.
+        if (++leftCount < MAX_LEFT) looks++;
+        else if (leftCount === MAX_LEFT) startSoon();
         continue;
       }
       const { tenantId, subscriptionId } = queue;
@@ -341,7 +350,7 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
   start();
   return {
     poke(queues) {
-      if (queues === undefined) walkAt = 0;
+      if (queues === undefined && !hasSteppedBack) walkAt = 0;
       for (const queue of queues ?? []) {
         due.add(queue);
         poked.add(keyOf(queue));
@@ -359,7 +368,6 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
       stopped = true;
       clearTimeout(timer);
       clearTimeout(resumeTimer);
-      clearTimeout(restTimer);
       later.stop();
       await running;
     },

@@ -11,7 +11,7 @@ const LATE_MS = 5_000;
 const queue = { tenantId: 'a' as TenantId, subscriptionId: 'sub_1' as SubscriptionId };
 
 /** A claimer over one queue; `stored` is what it holds, by the time that it is due, in the order of claims. */
-function setup(stored: number[], room: number, stepsBack = () => false) {
+function setup(stored: number[], room: number, { stepsBack = (): boolean => false, cap = 1_000 } = {}) {
   const claims: { readonly after: number | undefined; readonly brought: number[] }[] = [];
   const accepted: number[] = [];
   const heads: QueueHead[] = [];
@@ -37,7 +37,7 @@ function setup(stored: number[], room: number, stepsBack = () => false) {
     waiting: () => 0,
     totalRoom: () => room,
     worthwhile: 1,
-    planOf: async () => ({ cap: 1_000, perLine: 0, perRequest: 1 }),
+    planOf: async () => ({ cap, perLine: 0, perRequest: 1 }),
     foundNothing: () => onAccepted(),
     accept: (deliveries) => {
       accepted.push(...deliveries.map((d) => d.dueAtMs));
@@ -134,25 +134,49 @@ test('a claim asks for each queue once, however unevenly they are spread over te
   for (const keys of wanted) expect(new Set(keys).size).toBe(keys.length);
 });
 
-test('a worker that has stepped back claims once in ten seconds, whatever hints it gets, and goes on within one once it is needed', async () => {
+/** One that has stepped back, on a clock of the test's: what each second of hints made it claim. */
+function setupBack(stored: number[], cap: number) {
   vi.useFakeTimers();
   onTestFinished(() => void vi.useRealTimers());
-  let isBack = true;
-  const { claimer, claims, accepted } = setup([1, 2, 3, 4, 5, 6, 7, 8], 1, () => isBack);
-  claimer.poke([queue]);
-  await vi.advanceTimersByTimeAsync(0);
-  expect(claims).toHaveLength(1);
-  for (let s = 0; s < 9; s++) {
+  const state = { isBack: true };
+  const { claimer, claims, accepted, heads } = setup(stored, 1, { stepsBack: () => state.isBack, cap });
+  const second = async () => {
     claimer.poke([queue]);
     claimer.poke(undefined);
     claimer.resume();
     claimer.later(queue, 1);
+    const before = claims.length;
     await vi.advanceTimersByTimeAsync(1_000);
-  }
-  expect(claims).toHaveLength(1);
-  await vi.advanceTimersByTimeAsync(1_000);
-  expect(claims).toHaveLength(2);
-  isBack = false;
-  await vi.advanceTimersByTimeAsync(1_000);
+    return claims.length - before;
+  };
+  return { claimer, claims, accepted, heads, second, state };
+}
+
+test('a worker that has stepped back leaves queues to others, whatever hints it gets, but for a claim each five seconds', async () => {
+  const { accepted, heads, second, state } = setupBack([1, 2, 3, 4, 5, 6, 7, 8], Number.POSITIVE_INFINITY);
+  heads.push({ ...queue, dueAtMs: 1, dueInMs: 0 });
+  await second(); // it finds out
+  for (let s = 0; s < 4; s++) expect(await second()).toBe(0);
+  expect(await second()).toBe(1);
+  for (let s = 0; s < 4; s++) expect(await second()).toBe(0);
+  state.isBack = false;
+  await second();
   expect(accepted).toEqual([1, 2, 3, 4, 5, 6, 7, 8]);
+});
+
+test('of a queue with limits it goes on to take its part, which no other takes', async () => {
+  const { accepted, second } = setupBack([1, 2, 3, 4, 5, 6, 7, 8], 1);
+  await second();
+  expect(accepted).toEqual([1, 2, 3, 4, 5, 6, 7, 8]);
+});
+
+test('one that has stepped back and is needed again looks at once at what it left, without a hint', async () => {
+  const { accepted, heads, state } = setupBack([1, 2, 3], Number.POSITIVE_INFINITY);
+  await vi.advanceTimersByTimeAsync(1_000);
+  heads.push({ ...queue, dueAtMs: 1, dueInMs: 0 });
+  await vi.advanceTimersByTimeAsync(1_000);
+  expect(accepted).toEqual([]);
+  state.isBack = false;
+  await vi.advanceTimersByTimeAsync(1_000);
+  expect(accepted).toEqual([1, 2, 3]);
 });
