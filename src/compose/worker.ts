@@ -20,7 +20,7 @@ import { createSeats } from '../storage/seats.ts';
 import type { Listening } from '../storage/wakeups.ts';
 import { createWalk } from '../storage/walk.ts';
 import { authorizationOf, endpointAllowed } from './egress.ts';
-import { coreCount, coreTicks, hostId } from './host.ts';
+import { readHost } from './host.ts';
 import { disableAll, type Shared } from './shared.ts';
 
 /**
@@ -66,7 +66,7 @@ export function startWorker(
       const data = { subscriptionId, ...(phase === 'open' ? { reason, openForMs } : {}) };
       operational.emit({ tenantId, type, about: subscriptionId, data });
     },
-    onReady: (tenantId, subscriptionId) => worker?.poke([{ tenantId, subscriptionId }]),
+    onReady: (tenantId, subscriptionId) => worker?.knows({ tenantId, subscriptionId }),
     onError: (error) => log.error(error, 'a breaker failed'),
   });
   const gates = createGates({
@@ -107,9 +107,11 @@ export function startWorker(
     metrics.claimTook((monotonic() - beganMs) / 1000);
     return claimed;
   };
-  const seats = createSeats(session, hostId() ?? shared.instanceId, coreCount(), (error) =>
+  const host = readHost();
+  const seats = createSeats(session, host?.id ?? '', host?.coreCount ?? 0, (error) =>
     log.warn({ error: String(error) }, 'no seat could be asked for; this worker goes on'),
   );
+  const coreTicks = () => host?.coreTicks();
   const seat = createSeat({ ...seats, coreTicks, utilization: loopUtilization(), now: monotonic });
   const created = createWorker({
     stepsBack: seat.stepsBack,

@@ -58,6 +58,8 @@ export type ClaimerDeps = {
 export type Claimer = {
   /** These queues have something due; undefined: some queue may have. */
   readonly poke: (queues: readonly QueueKey[] | undefined) => void;
+  /** The same, of something that nobody but this worker was told of. */
+  readonly knows: (queue: QueueKey) => void;
   /** A queue will have something due after a time. */
   readonly later: (queue: QueueKey, dueInMs: number) => void;
   /** Room has come free: goes on with the queues that had more. */
@@ -112,9 +114,11 @@ type LineState = { after: string; leftoversAtMs: number };
 export function createClaimer(deps: ClaimerDeps): Claimer {
   const due = createDueQueues();
   const later = createTimetable<QueueKey>(keyOf, (queues) => {
-    for (const queue of queues) due.add(queue);
+    for (const queue of queues) addOwn(queue);
     start();
   });
+  /** Of which only this worker knows that something is due: those it does not leave to others. */
+  const own = new Set<string>();
   /** Queues that somebody said are due since the last claim began. */
   const poked = new Set<string>();
   /** What was claimed stays in front of a queue's index until it is vacuumed, which a long transaction can put off. */
@@ -138,10 +142,7 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
       return;
     }
     clearTimeout(timer);
-    if (hasSteppedBack && !deps.stepsBack()) {
-      hasSteppedBack = false;
-      walkAt = 0;
-    }
+    if (hasSteppedBack) look();
     running = round()
       .catch(deps.onError)
       .finally(() => {
@@ -155,6 +156,14 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
           timer = setTimeout(start, hasSteppedBack ? Math.min(inMs, LOOK_MS) : inMs);
         }
       });
+  }
+
+  function look(): void {
+    const was = hasSteppedBack;
+    hasSteppedBack = deps.stepsBack();
+    if (!was || hasSteppedBack) return;
+    own.clear();
+    walkAt = 0; // what was left may be nobody's now
   }
 
   /** Starts a round in RESUME_MS, if none is due sooner. */
@@ -282,9 +291,10 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
     const startedAt = performance.now();
     for (let page = 0; page < MAX_PAGES && !stopped; page++) {
       const { heads, next } = await deps.walk(position, PAGE);
-      for (const head of heads) {
-        if (head.dueInMs > 0) later.add(head, head.dueInMs);
-        else addDue(head);
+      // One that takes little of what it finds takes it of others each time.
+      for (const head of hasSteppedBack ? shuffled(heads) : heads) {
+        if (head.dueInMs <= 0) addDue(head);
+        else if (!hasSteppedBack) later.add(head, head.dueInMs);
       }
       position = next;
       if (next === undefined) break;
@@ -293,6 +303,11 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
     const leastMs = hasSteppedBack ? STEPPED_BACK_MS : WALK_EVERY_MS;
     walkAt = startedAt + Math.min(Math.max(leastMs, tookMs / WALK_SHARE), MAX_WALK_EVERY_MS);
     hasWalked = true;
+  }
+
+  function addOwn(queue: QueueKey): void {
+    due.add(queue);
+    if (hasSteppedBack) own.add(keyOf(queue));
   }
 
   function addDue(head: QueueHead): void {
@@ -307,9 +322,9 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
    * so are those that are left to others; of a queue with limits each worker has its part, which no other takes.
    */
   async function nextQueues(): Promise<Planned[]> {
+    look();
     const total = Math.min(MAX_CLAIM, deps.totalRoom());
     if (total <= 0) return [];
-    hasSteppedBack = deps.stepsBack();
     const leavesUnlimited = hasSteppedBack && !hasWalked;
     hasWalked = false;
     const found: Planned[] = [];
@@ -326,10 +341,11 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
       const plan = await deps.planOf(queue);
       if (plan.cap === 0) {
         due.delete(queue);
+        own.delete(keyOf(queue));
         reached.delete(keyOf(queue));
         continue;
       }
-      if (leavesUnlimited && plan.cap === Number.POSITIVE_INFINITY) {
+      if (leavesUnlimited && !own.has(keyOf(queue)) && plan.cap === Number.POSITIVE_INFINITY) {
         due.delete(queue);
         // It is no look at the rest, but for a pause now and then.
         if (++leftCount < MAX_LEFT) looks++;
@@ -341,6 +357,7 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
       const room = Math.min(deps.room(tenantId, subscriptionId, plan.perRequest), free, MAX_CLAIM);
       if (room < Math.min(deps.worthwhile, Math.ceil(plan.cap / 4))) continue;
       found.push({ tenantId, subscriptionId, plan, room });
+      own.delete(keyOf(queue));
       const hadMore = (reached.get(keyOf(queue))?.untilMs ?? 0) > 0;
       expected += hadMore ? Math.min(room, MANY) : FEW;
     }
@@ -355,6 +372,11 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
         due.add(queue);
         poked.add(keyOf(queue));
       }
+      start();
+    },
+    knows(queue) {
+      addOwn(queue);
+      poked.add(keyOf(queue));
       start();
     },
     later: later.add,
@@ -377,6 +399,15 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
 const LOWEST_ID = Buffer.alloc(16);
 
 const keyOf = (queue: QueueKey) => `${queue.tenantId}/${queue.subscriptionId}`;
+
+function shuffled<T>(items: readonly T[]): T[] {
+  const mixed = [...items];
+  for (let i = mixed.length - 1; i > 0; i--) {
+    const j = Math.floor(Math.random() * (i + 1));
+    [mixed[i], mixed[j]] = [mixed[j]!, mixed[i]!];
+  }
+  return mixed;
+}
 
 /** Shares `total` out over queues, as evenly as their rooms allow. */
 function shareOut(queues: readonly Planned[], total: number): Planned[] {

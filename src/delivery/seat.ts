@@ -21,11 +21,15 @@ export type SeatDeps = {
 
 /** How often one looks. */
 const LOOK_MS = 1_000;
+/** Timers of that time may be early. */
+const EARLY_MS = 50;
 /** What happened between looks that lie further apart says nothing of now. */
 const MAX_SPAN_MS = 3 * LOOK_MS;
-/** Cores of which less than this part is free are full, and until more than that is they stay so. */
+/** Cores of which less than this part is free are full, and for those with a seat and those without they stay so until more than that is. */
 const FULL = 0.05;
 const FREE_AGAIN = 0.1;
+/** One that was needed because cores were free stays for this long: those with a seat do not fill them alone. */
+const STAY_MS = 10_000;
 /** An event loop with more to do than this needs a core of its own. */
 const BUSY = 0.5;
 
@@ -41,21 +45,26 @@ export function createSeat(deps: SeatDeps): Seat {
   let lookedAtMs = Number.NEGATIVE_INFINITY;
   let last: CoreTicks | undefined;
   let asking = false;
+  let staysUntilMs = 0;
 
   function look(nowMs: number): void {
     const spanMs = nowMs - lookedAtMs;
-    if (spanMs < LOOK_MS) return;
+    if (spanMs < LOOK_MS - EARLY_MS) return;
     lookedAtMs = nowMs;
     const before = last;
     last = deps.coreTicks();
     const utilization = deps.utilization();
-    if (last === undefined || before === undefined || spanMs > MAX_SPAN_MS) {
+    if (last === undefined || before === undefined || last.all <= before.all || spanMs > MAX_SPAN_MS) {
       isBack = false;
       return;
     }
-    const free = (last.free - before.free) / Math.max(1, last.all - before.all);
-    if (isBack && free > FREE_AGAIN) isBack = false;
-    const needsSeat = isBack || (free < FULL && utilization > BUSY);
+    const free = (last.free - before.free) / (last.all - before.all);
+    if (isBack && free > FREE_AGAIN) {
+      isBack = false;
+      staysUntilMs = nowMs + STAY_MS;
+    }
+    const isFull = free < (deps.holds() ? FREE_AGAIN : FULL) && nowMs >= staysUntilMs;
+    const needsSeat = isBack || (isFull && utilization > BUSY);
     if (needsSeat === deps.holds() || asking) return;
     asking = true;
     const answer = needsSeat ? take() : deps.giveBack();

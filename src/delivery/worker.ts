@@ -448,7 +448,7 @@ export function createWorker(deps: WorkerDeps) {
   function lineGoesOn(delivery: ClaimedDelivery, record: DeliveryRecord, isWritten: boolean): void {
     const goesOn = isWritten && letsLineGoOn(record) && !stopping;
     const mayHaveMore = lines.done(delivery, goesOn);
-    if (mayHaveMore || record.kind === 'dead') claimer.poke([delivery]);
+    if (mayHaveMore || record.kind === 'dead') claimer.knows(delivery);
     pump();
   }
 
@@ -481,6 +481,8 @@ export function createWorker(deps: WorkerDeps) {
     },
     /** These queues have something due; undefined: some queue may have. */
     poke: claimer.poke,
+    /** This queue has something due that nobody else was told of. */
+    knows: claimer.knows,
     /** A hold is over: see gates.ts. */
     release(tenantId: TenantId, subscriptionId: SubscriptionId | undefined): void {
       scheduler.release(tenantId, subscriptionId);

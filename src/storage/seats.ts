@@ -32,14 +32,18 @@ export function createSeats(
         return rows.length > 0;
       } catch (error) {
         onError(error);
+        // It may have taken one all the same: a seat ends with its session, and the next session begins without.
+        client.end().catch(() => {});
         return undefined;
       }
     },
     async giveBack() {
       const client = heldBy;
       heldBy = undefined;
-      // All: a seat that was taken while its answer was lost goes with it.
-      await client?.query('SELECT pg_advisory_unlock_all()').catch(onError);
+      await client?.query('SELECT pg_advisory_unlock_all()').catch((error) => {
+        onError(error);
+        client.end().catch(() => {});
+      });
     },
   };
 }

@@ -20,6 +20,9 @@ const CHANGED = 'dispatch_changed';
 /** A connection that died without a word is found after both at most: within 15 s, the new one included. */
 const HEARTBEAT_MS = 9_000;
 const ANSWER_MS = 5_000;
+/** So that the server, too, ends a session whose client is gone without a word: what it has locked is free after 25 s. */
+const KEEPALIVE =
+  'SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3; SET tcp_user_timeout = 25000';
 const MAX_PAYLOAD_BYTES = 7_900; // Postgres allows 7,999
 
 /** A LISTEN session that is kept open until disposed. */
@@ -51,7 +54,7 @@ export function listen(url: string, listener: WakeupListener): Listening {
     client = next;
     try {
       await next.connect();
-      await next.query(`LISTEN ${READY}; LISTEN ${CHANGED}`);
+      await next.query(`${KEEPALIVE}; LISTEN ${READY}; LISTEN ${CHANGED}`);
     } catch (error) {
       lost(next, error);
       return;

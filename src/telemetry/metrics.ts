@@ -219,7 +219,7 @@ export function createMetrics() {
       gauge('dispatch_endpoint_pools', 'Origins with open connections.', gauges.endpointPools);
       gauge(
         'dispatch_worker_stepped_back',
-        '1 while this worker leaves the cores of its host, which are full, to other workers.',
+        'Workers that leave the cores of their host, which are full, to others: 1 or 0, and with --processes how many.',
         gauges.steppedBack,
       );
     },

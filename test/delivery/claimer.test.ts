@@ -139,17 +139,19 @@ function setupBack(stored: number[], cap: number) {
   vi.useFakeTimers();
   onTestFinished(() => void vi.useRealTimers());
   const state = { isBack: true };
-  const { claimer, claims, accepted, heads } = setup(stored, 1, { stepsBack: () => state.isBack, cap });
+  const { claimer, claims, accepted, heads, wanted } = setup(stored, 1, {
+    stepsBack: () => state.isBack,
+    cap,
+  });
   const second = async () => {
     claimer.poke([queue]);
     claimer.poke(undefined);
     claimer.resume();
-    claimer.later(queue, 1);
     const before = claims.length;
     await vi.advanceTimersByTimeAsync(1_000);
     return claims.length - before;
   };
-  return { claimer, claims, accepted, heads, second, state };
+  return { claimer, claims, accepted, heads, wanted, second, state };
 }
 
 test('a worker that has stepped back leaves queues to others, whatever hints it gets, but for a claim each five seconds', async () => {
@@ -179,4 +181,30 @@ test('one that has stepped back and is needed again looks at once at what it lef
   state.isBack = false;
   await vi.advanceTimersByTimeAsync(1_000);
   expect(accepted).toEqual([1, 2, 3]);
+});
+
+test('what only it was told of it does not leave: a retry of its own, and what it is said to know', async () => {
+  const { claimer, claims, accepted } = setupBack([1, 2, 3, 4], Number.POSITIVE_INFINITY);
+  await vi.advanceTimersByTimeAsync(100);
+  claimer.later(queue, 200);
+  await vi.advanceTimersByTimeAsync(199);
+  expect(claims).toEqual([]);
+  await vi.advanceTimersByTimeAsync(10);
+  expect(accepted).toEqual([1]);
+  claimer.knows(queue);
+  await vi.advanceTimersByTimeAsync(10);
+  expect(accepted).toEqual([1, 2]);
+  claimer.poke([queue]);
+  await vi.advanceTimersByTimeAsync(10);
+  expect(accepted).toEqual([1, 2]);
+});
+
+test('what it takes of what others have is of each queue in its turn, not of the first ones again and again', async () => {
+  const { heads, wanted } = setupBack([], Number.POSITIVE_INFINITY);
+  const queues = Array.from({ length: 10 }, (_, i) => `sub_${i}`);
+  for (const id of queues) {
+    heads.push({ tenantId: 'a' as TenantId, subscriptionId: id as SubscriptionId, dueAtMs: 1, dueInMs: 0 });
+  }
+  await vi.advanceTimersByTimeAsync(200 * 5_000);
+  expect(new Set(wanted.flat()).size).toBe(queues.length);
 });

@@ -2,6 +2,9 @@ import { setImmediate as turn } from 'node:timers/promises';
 import { expect, test } from 'vitest';
 import { type CoreTicks, createSeat } from '../../src/delivery/seat.ts';
 
+/** The host counts no ticks at all. */
+const NOTHING = -1;
+
 /** One host with `free` seats; looks() passes a second in which `part` of its cores was free, and says whether one is back. */
 function setup(free: number | undefined) {
   let nowMs = 0;
@@ -31,7 +34,8 @@ function setup(free: number | undefined) {
   const looks = async (part: number | undefined, afterMs = 1_000): Promise<boolean> => {
     nowMs += afterMs;
     const { all, free: was } = ticks ?? { all: 0, free: 0 };
-    ticks = part === undefined ? undefined : { all: all + 1_000, free: was + 1_000 * part };
+    const passed = part === NOTHING ? 0 : 1_000;
+    ticks = part === undefined ? undefined : { all: all + passed, free: was + passed * part };
     seat.stepsBack();
     await turn(); // the answer about a seat
     return seat.stepsBack();
@@ -50,6 +54,28 @@ test('a worker steps back while the cores are full and all seats taken, and come
   expect(await looks(0.2)).toBe(false);
   expect(isBack()).toBe(false);
   expect(host.asked).toBe(3);
+});
+
+test('one that came back because cores were free stays for ten seconds: the others do not fill them alone', async () => {
+  const { host, looks } = setup(0);
+  await looks(0.01);
+  expect(await looks(0.2)).toBe(false);
+  for (let s = 0; s < 9; s++) expect(await looks(0.01)).toBe(false);
+  expect(host.asked).toBe(1);
+  expect(await looks(0.01)).toBe(true);
+});
+
+test('a little that is free for a moment does not take the seat of one that has it', async () => {
+  const { host, looks, hasSeat } = setup(1);
+  await looks(0.01);
+  await looks(0.09);
+  expect(hasSeat()).toBe(true);
+  expect(host.givenBack).toBe(0);
+});
+
+test('a timer that is early is a second, too', async () => {
+  const { looks } = setup(0);
+  expect(await looks(0.01, 999)).toBe(true);
 });
 
 test('one with a seat goes on while the cores are full', async () => {
@@ -97,6 +123,7 @@ test('one whose endpoints are what is slow needs no seat, and never steps back',
 test.each([
   ['nobody can be asked for a seat', undefined, 0.01, 1_000],
   ['the host does not tell of its cores', 0, undefined, 1_000],
+  ['the host says nothing but zeros of them', 0, NOTHING, 1_000],
   ['it has not looked for long', 0, 0.01, 60_000],
 ] as const)('none steps back when %s', async (_, seats, part, afterMs) => {
   const { looks } = setup(seats);
@@ -105,9 +132,10 @@ test.each([
 
 test('it looks once a second, however often it is asked', async () => {
   const { host, looks } = setup(0);
-  for (let i = 0; i < 99; i++) expect(await looks(0, 10)).toBe(false);
+  for (let i = 0; i < 90; i++) expect(await looks(0, 10)).toBe(false);
   expect(host.asked).toBe(0);
-  expect(await looks(0, 10)).toBe(true);
-  for (let i = 0; i < 99; i++) await looks(0, 10);
+  for (let i = 0; i < 10; i++) await looks(0, 10);
+  expect(host.asked).toBe(1);
+  for (let i = 0; i < 80; i++) await looks(0, 10);
   expect(host.asked).toBe(1);
 });

@@ -196,6 +196,31 @@ describe('claims', () => {
     expect(deliveries[0]).toMatchObject({ tenantId: 'a', attemptCount: 0, event: { type: 'order.created' } });
   });
 
+  test('bring every body byte for byte: JSON in any script, other types, and what is no text although it says so', async () => {
+    const s = newSubscription();
+    const json = ['{"a":"\\u0000 \\\\ \\n"}', '"Größe 🎉 \u2028 \ufeff"', '[]'].map((text) =>
+      Buffer.from(text),
+    );
+    const other = [Buffer.from([0, 255, 92, 120, 10]), Buffer.alloc(0), randomBytes(300_000)];
+    await store([
+      ...json.map((payload) => event(a, [s], { payload })),
+      ...other.map((payload) => event(a, [s], { payload, contentType: 'application/octet-stream' })),
+    ]);
+    const claimed = async () => {
+      const { deliveries } = await claimAll([{ tenantId: a, subscriptionId: subId(s), room: 10 }]);
+      return deliveries.map((d) => d.event);
+    };
+    const first = await claimed();
+    expect(first.map((e) => e.payload)).toEqual([...json, ...other]);
+    const contentTypes = first.map((e) => e.contentType);
+    expect(new Set(contentTypes.slice(0, 3))).toEqual(new Set(['application/json']));
+    expect(new Set(contentTypes.slice(3))).toEqual(new Set(['application/octet-stream']));
+    // dispatch refuses these; somebody else may have written them.
+    const wrong = [Buffer.from([34, 0xc3, 0x28, 34]), Buffer.from([0]), Buffer.from('{"b":1}')];
+    await store(wrong.map((payload) => event(a, [s], { payload })));
+    expect((await claimed()).map((e) => e.payload)).toEqual(wrong);
+  });
+
   test('leave alone what is leased, delayed, or of another queue', async () => {
     const s = newSubscription();
     await store([

@@ -51,7 +51,8 @@ test('a seat ends with the session that took it, however that ends, and is not h
   expect(await one.take()).toBe(true);
   const before = one.listening.session();
   const { rows } = await database.owner.query<{ ended: boolean }>(
-    "SELECT pg_terminate_backend(pid) AS ended FROM pg_locks WHERE locktype = 'advisory' AND granted",
+    `SELECT pg_terminate_backend(pid) AS ended FROM pg_locks WHERE locktype = 'advisory' AND granted
+       AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`,
   );
   expect(rows.length).toBeGreaterThan(0);
   await eventually(() => {
@@ -72,6 +73,26 @@ test('without a session nobody is asked', async () => {
   expect(holds()).toBe(false);
   await giveBack();
   expect(errors).toEqual([]);
+});
+
+test('a session that does not answer in time is ended, so that what it may have taken is free', async () => {
+  const [one, other] = [await join('host-g', 1), await join('host-g', 1)];
+  const before = one.listening.session()!;
+  const query = before.query.bind(before);
+  // The answer is lost after the seat was taken.
+  Object.assign(before, {
+    query: async (...args: Parameters<typeof query>) => {
+      await query(...args);
+      throw new Error('Query read timeout');
+    },
+  });
+  expect(await one.take()).toBe(undefined);
+  expect(one.errors).toHaveLength(1);
+  await eventually(async () => expect(await other.take()).toBe(true));
+  await eventually(() => {
+    expect(one.listening.session()).toBeDefined();
+    expect(one.listening.session()).not.toBe(before);
+  });
 });
 
 test('a session that cannot answer is told of, and is as none', async () => {
