@@ -92,6 +92,8 @@ const LATE_MS = 5_000;
 /** Queues whose claims are remembered. */
 const MAX_REACHED = 10_000;
 const RESUME_MS = 5;
+/** How often it is asked whether results can be recorded again. */
+const WAIT_MS = 100;
 /** How often an ordered queue is looked through for what is in no line. */
 const LEFTOVERS_MS = 1_000;
 /** A worker that has stepped back looks this often whether it is needed, */
@@ -114,10 +116,10 @@ type LineState = { after: string; leftoversAtMs: number };
 export function createClaimer(deps: ClaimerDeps): Claimer {
   const due = createDueQueues();
   const later = createTimetable<QueueKey>(keyOf, (queues) => {
-    for (const queue of queues) addOwn(queue);
+    for (const queue of queues) addPoked(queue);
     start();
   });
-  /** Of which only this worker knows that something is due: those it does not leave to others. */
+  /** Of which only this worker knows that something is due, or will be: those it does not leave to others. */
   const own = new Set<string>();
   /** Queues that somebody said are due since the last claim began. */
   const poked = new Set<string>();
@@ -126,6 +128,7 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
   const lineStates = new Map<string, LineState>();
   let position: WalkPosition | undefined;
   let walkAt = 0;
+  let walkedAt = 0;
   let stopped = false;
   let running: Promise<void> | undefined;
   let again = false;
@@ -133,7 +136,9 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
   let resumeTimer: NodeJS.Timeout | undefined;
   let timer: NodeJS.Timeout | undefined;
   let hasSteppedBack = false;
-  let hasWalked = false;
+  /** Whether the next claim, right after a walk, leaves nothing, and when it may again. */
+  let takesAll = false;
+  let takesAllAt = 0;
 
   function start(): void {
     if (stopped) return;
@@ -142,7 +147,7 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
       return;
     }
     clearTimeout(timer);
-    if (hasSteppedBack) look();
+    look();
     running = round()
       .catch(deps.onError)
       .finally(() => {
@@ -152,7 +157,7 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
           again = false;
           start();
         } else {
-          const inMs = Math.max(1, walkAt - performance.now());
+          const inMs = Math.max(deps.mayClaim() ? 1 : WAIT_MS, walkAt - performance.now());
           timer = setTimeout(start, hasSteppedBack ? Math.min(inMs, LOOK_MS) : inMs);
         }
       });
@@ -161,9 +166,7 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
   function look(): void {
     const was = hasSteppedBack;
     hasSteppedBack = deps.stepsBack();
-    if (!was || hasSteppedBack) return;
-    own.clear();
-    walkAt = 0; // what was left may be nobody's now
+    if (was && !hasSteppedBack) walkAt = 0; // what was left may be nobody's now
   }
 
   /** Starts a round in RESUME_MS, if none is due sooner. */
@@ -182,11 +185,11 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
         await walkAll();
       }
       const wanted = await nextQueues();
+      poked.clear();
       if (wanted.length === 0) {
         emptyAt = performance.now();
         return;
       }
-      poked.clear();
       const plain = wanted.filter((queue) => queue.plan.perLine === 0);
       const ordered = wanted.filter((queue) => queue.plan.perLine > 0);
       await Promise.all([claimPlain(plain), ...ordered.map(claimOrdered)]);
@@ -198,6 +201,7 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
     const nowMs = performance.now();
     const begins = wanted.map((queue) => beginOf(queue, nowMs));
     const claimed = await deps.claim(wanted.map((queue, i) => ({ ...queue, after: begins[i]!.after })));
+    for (const queue of wanted) own.delete(keyOf(queue));
     const found = new Map<string, { count: number; last: ClaimPosition }>();
     for (const c of [...claimed.deliveries, ...claimed.withoutEvent]) {
       const of = found.get(keyOf(c));
@@ -260,6 +264,7 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
     }
     const { room, plan } = queue;
     const claimed = await deps.claimLines(queue, { after: state.after, room, perLine: plan.perLine });
+    own.delete(key);
     state.after = claimed.reached;
     let count = claimed.deliveries.length + claimed.withoutEvent.length;
     deps.acceptLines(claimed.lines);
@@ -289,25 +294,33 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
   /** Looks at every queue's head once, in pages; more pages than MAX_PAGES go on in the next walk. */
   async function walkAll(): Promise<void> {
     const startedAt = performance.now();
+    walkedAt = startedAt;
+    const found: QueueHead[] = [];
     for (let page = 0; page < MAX_PAGES && !stopped; page++) {
       const { heads, next } = await deps.walk(position, PAGE);
-      // One that takes little of what it finds takes it of others each time.
-      for (const head of hasSteppedBack ? shuffled(heads) : heads) {
-        if (head.dueInMs <= 0) addDue(head);
-        else if (!hasSteppedBack) later.add(head, head.dueInMs);
+      for (const head of heads) {
+        if (head.dueInMs > 0) later.add(head, head.dueInMs);
+        else if (hasSteppedBack) found.push(head);
+        else addDue(head);
       }
       position = next;
       if (next === undefined) break;
+      deps.stepsBack(); // looks that lie far apart say nothing
     }
+    // One that takes little of what it finds takes it of others each time.
+    for (const head of shuffled(found)) addDue(head);
     const tookMs = performance.now() - startedAt;
     const leastMs = hasSteppedBack ? STEPPED_BACK_MS : WALK_EVERY_MS;
     walkAt = startedAt + Math.min(Math.max(leastMs, tookMs / WALK_SHARE), MAX_WALK_EVERY_MS);
-    hasWalked = true;
+    if (startedAt < takesAllAt) return;
+    takesAll = true;
+    takesAllAt = startedAt + STEPPED_BACK_MS;
   }
 
-  function addOwn(queue: QueueKey): void {
+  /** Due, and perhaps since a claim of it that is under way. */
+  function addPoked(queue: QueueKey): void {
     due.add(queue);
-    if (hasSteppedBack) own.add(keyOf(queue));
+    poked.add(keyOf(queue));
   }
 
   function addDue(head: QueueHead): void {
@@ -325,8 +338,8 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
     look();
     const total = Math.min(MAX_CLAIM, deps.totalRoom());
     if (total <= 0) return [];
-    const leavesUnlimited = hasSteppedBack && !hasWalked;
-    hasWalked = false;
+    const leavesUnlimited = hasSteppedBack && !takesAll;
+    takesAll = false;
     const found: Planned[] = [];
     const seen = new Set<string>();
     let looks = Math.min(MAX_LOOKS, due.count());
@@ -357,7 +370,6 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
       const room = Math.min(deps.room(tenantId, subscriptionId, plan.perRequest), free, MAX_CLAIM);
       if (room < Math.min(deps.worthwhile, Math.ceil(plan.cap / 4))) continue;
       found.push({ tenantId, subscriptionId, plan, room });
-      own.delete(keyOf(queue));
       const hadMore = (reached.get(keyOf(queue))?.untilMs ?? 0) > 0;
       expected += hadMore ? Math.min(room, MANY) : FEW;
     }
@@ -367,19 +379,20 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
   start();
   return {
     poke(queues) {
-      if (queues === undefined && !hasSteppedBack) walkAt = 0;
-      for (const queue of queues ?? []) {
-        due.add(queue);
-        poked.add(keyOf(queue));
-      }
+      // One that has stepped back walks for its part of queues with limits: for them once a second is often enough.
+      if (queues === undefined) walkAt = hasSteppedBack ? Math.min(walkAt, walkedAt + WALK_EVERY_MS) : 0;
+      for (const queue of queues ?? []) addPoked(queue);
       start();
     },
     knows(queue) {
-      addOwn(queue);
-      poked.add(keyOf(queue));
+      own.add(keyOf(queue));
+      addPoked(queue);
       start();
     },
-    later: later.add,
+    later(queue, dueInMs) {
+      own.add(keyOf(queue));
+      later.add(queue, dueInMs);
+    },
     resume() {
       // Right after a round that found nothing to claim, there is nothing to look at again for every delivery that
       // ends: a few milliseconds later is soon enough.

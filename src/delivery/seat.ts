@@ -75,7 +75,9 @@ export function createSeat(deps: SeatDeps): Seat {
 
   async function take(): Promise<void> {
     const wasBack = isBack;
-    isBack = (await deps.take()) === false;
+    const isTaken = await deps.take();
+    if (deps.now() < staysUntilMs) return; // cores came free meanwhile
+    isBack = isTaken === false;
     if (wasBack && !isBack) last = undefined; // how little it had to do until now says nothing of what it has from now on
   }
 

@@ -1,6 +1,6 @@
 // Seats on a host, for its workers: advisory locks of the session that listens, so they end with it, however the process
 // ends. Processes of one host agree on them through the database, as those in containers share nothing else.
-import type pg from 'pg';
+import pg from 'pg';
 
 export type Seats = {
   readonly holds: () => boolean;
@@ -17,6 +17,13 @@ export function createSeats(
   onError: (error: unknown) => void,
 ): Seats {
   let heldBy: pg.Client | undefined;
+
+  /** Without an answer of the database's a seat may be taken all the same: it ends with its session, the next begins without. */
+  function failed(client: pg.Client, error: unknown): void {
+    onError(error);
+    if (!(error instanceof pg.DatabaseError)) client.end().catch(() => {});
+  }
+
   return {
     holds: () => heldBy !== undefined && heldBy === session(),
     async take() {
@@ -31,19 +38,14 @@ export function createSeats(
         if (rows.length > 0) heldBy = client;
         return rows.length > 0;
       } catch (error) {
-        onError(error);
-        // It may have taken one all the same: a seat ends with its session, and the next session begins without.
-        client.end().catch(() => {});
+        failed(client, error);
         return undefined;
       }
     },
     async giveBack() {
       const client = heldBy;
       heldBy = undefined;
-      await client?.query('SELECT pg_advisory_unlock_all()').catch((error) => {
-        onError(error);
-        client.end().catch(() => {});
-      });
+      await client?.query('SELECT pg_advisory_unlock_all()').catch((error) => failed(client, error));
     },
   };
 }

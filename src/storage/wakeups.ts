@@ -54,7 +54,8 @@ export function listen(url: string, listener: WakeupListener): Listening {
     client = next;
     try {
       await next.connect();
-      await next.query(`${KEEPALIVE}; LISTEN ${READY}; LISTEN ${CHANGED}`);
+      await next.query(KEEPALIVE).catch(listener.onError); // one can do without
+      await next.query(`LISTEN ${READY}; LISTEN ${CHANGED}`);
     } catch (error) {
       lost(next, error);
       return;

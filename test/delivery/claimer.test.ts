@@ -11,13 +11,21 @@ const LATE_MS = 5_000;
 const queue = { tenantId: 'a' as TenantId, subscriptionId: 'sub_1' as SubscriptionId };
 
 /** A claimer over one queue; `stored` is what it holds, by the time that it is due, in the order of claims. */
-function setup(stored: number[], room: number, { stepsBack = (): boolean => false, cap = 1_000 } = {}) {
+function setup(
+  stored: number[],
+  room: number,
+  { stepsBack = (): boolean => false, cap = 1_000, mayClaim = (): boolean => true } = {},
+) {
   const claims: { readonly after: number | undefined; readonly brought: number[] }[] = [];
   const accepted: number[] = [];
   const heads: QueueHead[] = [];
   /** The queues of each claim. */
   const wanted: string[][] = [];
   let onAccepted = (): void => {};
+  let fails = false;
+  const failOnce = () => {
+    fails = true;
+  };
   const take = ({ after, room: count }: Wanted): ClaimedDelivery[] => {
     const from = after === undefined ? 0 : stored.findIndex((dueAtMs) => dueAtMs > after.dueAtMs);
     const brought = from < 0 ? [] : stored.splice(from, count);
@@ -28,6 +36,10 @@ function setup(stored: number[], room: number, { stepsBack = (): boolean => fals
   const deps: ClaimerDeps = {
     walk: async () => ({ heads, next: undefined }),
     claim: async (queues) => {
+      if (fails) {
+        fails = false;
+        throw new Error('the database is away');
+      }
       wanted.push(queues.map(({ tenantId, subscriptionId }) => `${tenantId}/${subscriptionId}`));
       return { deliveries: take(queues[0]!), withoutEvent: [] };
     },
@@ -46,9 +58,9 @@ function setup(stored: number[], room: number, { stepsBack = (): boolean => fals
     acceptLines: () => {},
     withoutEvent: () => {},
     stepsBack,
-    mayClaim: () => true,
+    mayClaim,
     onError: (error) => {
-      throw error;
+      if ((error as Error).message !== 'the database is away') throw error;
     },
   };
   const claimer = createClaimer(deps);
@@ -59,7 +71,7 @@ function setup(stored: number[], room: number, { stepsBack = (): boolean => fals
         if (isDone()) done();
       };
     });
-  return { claimer, stored, claims, accepted, heads, wanted, until };
+  return { claimer, stored, claims, accepted, heads, wanted, until, failOnce };
 }
 
 test('a claim goes on where the last one ended, and the one after a short one looks back', async () => {
@@ -139,7 +151,7 @@ function setupBack(stored: number[], cap: number) {
   vi.useFakeTimers();
   onTestFinished(() => void vi.useRealTimers());
   const state = { isBack: true };
-  const { claimer, claims, accepted, heads, wanted } = setup(stored, 1, {
+  const { claimer, claims, accepted, heads, wanted, failOnce } = setup(stored, 1, {
     stepsBack: () => state.isBack,
     cap,
   });
@@ -151,7 +163,7 @@ function setupBack(stored: number[], cap: number) {
     await vi.advanceTimersByTimeAsync(1_000);
     return claims.length - before;
   };
-  return { claimer, claims, accepted, heads, wanted, second, state };
+  return { claimer, claims, accepted, heads, wanted, failOnce, second, state };
 }
 
 test('a worker that has stepped back leaves queues to others, whatever hints it gets, but for a claim each five seconds', async () => {
@@ -207,4 +219,45 @@ test('what it takes of what others have is of each queue in its turn, not of the
   }
   await vi.advanceTimersByTimeAsync(200 * 5_000);
   expect(new Set(wanted.flat()).size).toBe(queues.length);
+});
+
+test('a hint that names nothing makes one that has stepped back look for its part of queues with limits, once a second', async () => {
+  const { claimer, heads, accepted } = setupBack([1, 2], 4);
+  await vi.advanceTimersByTimeAsync(2_000);
+  heads.push({ ...queue, dueAtMs: 1, dueInMs: 0 });
+  claimer.poke(undefined);
+  await vi.advanceTimersByTimeAsync(10);
+  expect(accepted).toEqual([1, 2]);
+});
+
+test('a retry of its own that falls due while its queue is claimed from, or whose claim fails, is not left either', async () => {
+  const { claimer, claims, accepted, failOnce } = setupBack([], Number.POSITIVE_INFINITY);
+  await vi.advanceTimersByTimeAsync(100);
+  failOnce();
+  claimer.later(queue, 100);
+  await vi.advanceTimersByTimeAsync(101);
+  expect(claims).toEqual([]);
+  await vi.advanceTimersByTimeAsync(1_000);
+  expect(claims.length).toBeGreaterThan(0);
+  expect(accepted).toEqual([]);
+});
+
+test('while results cannot be recorded nothing is claimed, and that is asked ten times a second', async () => {
+  vi.useFakeTimers();
+  onTestFinished(() => void vi.useRealTimers());
+  let asked = 0;
+  let mayClaim = false;
+  const { claimer, accepted } = setup([1], 1, {
+    mayClaim: () => {
+      asked++;
+      return mayClaim;
+    },
+  });
+  claimer.poke([queue]);
+  await vi.advanceTimersByTimeAsync(5_000);
+  expect(accepted).toEqual([]);
+  expect(asked).toBeLessThan(150);
+  mayClaim = true;
+  await vi.advanceTimersByTimeAsync(200);
+  expect(accepted).toEqual([1]);
 });
