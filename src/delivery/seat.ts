@@ -28,6 +28,8 @@ const MAX_SPAN_MS = 3 * LOOK_MS;
 /** Cores of which less than this part is free are full, and for those with a seat and those without they stay so until more than that is. */
 const FULL = 0.05;
 const FREE_AGAIN = 0.1;
+/** A disk that stands still for a moment is no reason to come back. */
+const FREE_LOOKS = 2;
 /** One that was needed because cores were free stays for this long: those with a seat do not fill them alone. */
 const STAY_MS = 10_000;
 /** An event loop with more to do than this needs a core of its own. */
@@ -46,6 +48,7 @@ export function createSeat(deps: SeatDeps): Seat {
   let last: CoreTicks | undefined;
   let asking = false;
   let staysUntilMs = 0;
+  let freeLooks = 0;
 
   function look(nowMs: number): void {
     const spanMs = nowMs - lookedAtMs;
@@ -59,7 +62,8 @@ export function createSeat(deps: SeatDeps): Seat {
       return;
     }
     const free = (last.free - before.free) / (last.all - before.all);
-    if (isBack && free > FREE_AGAIN) {
+    freeLooks = free > FREE_AGAIN ? freeLooks + 1 : 0;
+    if (isBack && freeLooks >= FREE_LOOKS) {
       isBack = false;
       staysUntilMs = nowMs + STAY_MS;
     }
