@@ -4,8 +4,10 @@ import { type ClaimerDeps, createClaimer } from '../../src/delivery/claimer.ts';
 import type { ClaimedDelivery } from '../../src/domain/delivery.ts';
 import type { SubscriptionId, TenantId } from '../../src/domain/ids.ts';
 import type { Wanted } from '../../src/storage/claims.ts';
-import type { QueueHead } from '../../src/storage/walk.ts';
+import type { QueueHead, WalkPosition } from '../../src/storage/walk.ts';
 
+/** Queues on a page of a walk. */
+const PAGE = 5;
 /** How far back claims look. */
 const LATE_MS = 5_000;
 const queue = { tenantId: 'a' as TenantId, subscriptionId: 'sub_1' as SubscriptionId };
@@ -34,7 +36,11 @@ function setup(
   };
   const nothing = { deliveries: [], withoutEvent: [], lines: [], reached: '', dueInMs: undefined };
   const deps: ClaimerDeps = {
-    walk: async () => ({ heads, next: undefined }),
+    walk: async (from) => {
+      const first = from?.leaf ?? 0;
+      const next = first + PAGE < heads.length ? { leaf: first + PAGE } : undefined;
+      return { heads: heads.slice(first, first + PAGE), next: next as WalkPosition | undefined };
+    },
     claim: async (queues) => {
       if (fails) {
         fails = false;
@@ -211,11 +217,12 @@ test('what only it was told of it does not leave: a retry of its own, and what i
   expect(accepted).toEqual([1, 2]);
 });
 
-test('what it takes of what others have is of each queue in its turn, not of the first ones again and again', async () => {
+test('what it takes of what others have is of any queue on any page, not of the first ones again and again', async () => {
   const { heads, wanted } = setupBack([], Number.POSITIVE_INFINITY);
   const queues = Array.from({ length: 10 }, (_, i) => `sub_${i}`);
   for (const id of queues) {
-    heads.push({ tenantId: 'a' as TenantId, subscriptionId: id as SubscriptionId, dueAtMs: 1, dueInMs: 0 });
+    const tenantId = `of-${id}` as TenantId;
+    heads.push({ tenantId, subscriptionId: id as SubscriptionId, dueAtMs: 1, dueInMs: 0 });
   }
   await vi.advanceTimersByTimeAsync(200 * 5_000);
   expect(new Set(wanted.flat()).size).toBe(queues.length);
