@@ -1,5 +1,6 @@
 #!/usr/bin/env node
 // argv → configuration → compose → run → signals.
+import './heap.ts';
 import cluster from 'node:cluster';
 import { readFileSync } from 'node:fs';
 import { enableCompileCache, flushCompileCache } from 'node:module';
