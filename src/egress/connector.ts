@@ -1,6 +1,6 @@
 // Connections to endpoints, each vetted at the moment it is made: what a name meant when the subscription was created
 // does not count. undici's own `connect.lookup` is never called for IP literals, so the whole connector is ours.
-import { isIP, type Socket } from 'node:net';
+import { isIP, type OnReadOpts, type Socket } from 'node:net';
 import { buildConnector } from 'undici';
 import type { EndpointTls } from '../domain/credentials.ts';
 import type { AddressGuard } from './guard.ts';
@@ -33,6 +33,7 @@ export type Connect = (tls: EndpointTls | undefined) => buildConnector.connector
 /** Makes undici's `connect` option: resolve all addresses, refuse if any is denied, connect to one of them, check. */
 export function createConnect(guard: AddressGuard, resolve: Resolve): Connect {
   const tcp = buildConnector({ timeout: CONNECT_TIMEOUT_MS });
+  const tcpOfHttp = buildConnector({ timeout: CONNECT_TIMEOUT_MS, onread: READ_IN_PLACE });
   const plain = buildConnector({ timeout: CONNECT_TIMEOUT_MS, maxCachedSessions: 1_000, allowH2: false });
 
   return (identity) => {
@@ -46,7 +47,8 @@ export function createConnect(guard: AddressGuard, resolve: Resolve): Connect {
       const resolvedAt = performance.now();
       const allowed = addresses.every((address) => guard.allows(address) && guard.allowsPort(address, port));
       if (!allowed) throw blocked();
-      const socket = await connectAny(tcp, addresses, port);
+      const isHttp = options.protocol !== 'https:';
+      const socket = await connectAny(isHttp ? tcpOfHttp : tcp, addresses, port);
       const { remoteAddress } = socket;
       if (remoteAddress === undefined || !guard.allows(remoteAddress)) {
         socket.destroy();
@@ -58,7 +60,7 @@ export function createConnect(guard: AddressGuard, resolve: Resolve): Connect {
         const timing: ConnectionTiming = { dnsUs, connectUs: us(connectedAt - resolvedAt), tlsUs };
         return Object.assign(opened, { [MADE]: timing });
       };
-      if (options.protocol !== 'https:') return made(socket, undefined);
+      if (isHttp) return made(socket, undefined);
       // The name, not the address, is what the certificate must be for; a literal address sends no SNI.
       const servername = isAddress ? '' : host;
       const secure = await promised((done) =>
@@ -74,6 +76,19 @@ export function createConnect(guard: AddressGuard, resolve: Resolve): Connect {
     };
   };
 }
+
+/**
+ * What comes is read into one buffer for all connections, and copied out of it at once. Without it Node takes 64 KiB for
+ * each read, to give most of them back: a response has 100 bytes.
+ */
+const READ_IN_PLACE: OnReadOpts = {
+  buffer: Buffer.allocUnsafeSlow(64 * 1024),
+  callback(this: unknown, length: number, buffer: Uint8Array): boolean {
+    const chunk = Buffer.allocUnsafe(length);
+    chunk.set(length === buffer.length ? buffer : buffer.subarray(0, length));
+    return (this as Socket).push(chunk);
+  },
+};
 
 const us = (ms: number) => Math.round(ms * 1000);
 

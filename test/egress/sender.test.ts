@@ -9,6 +9,7 @@ import { createConnect } from '../../src/egress/connector.ts';
 import { createAddressGuard } from '../../src/egress/guard.ts';
 import { createResolver } from '../../src/egress/resolver.ts';
 import { createSender } from '../../src/egress/sender.ts';
+import { sendTo } from '../support/send.ts';
 
 const MAX_HEAD_BYTES = 128 * 1024;
 /** What one read of a connection brings at most. */
@@ -51,6 +52,38 @@ test.each([
   expect(sockets[0]!.bytesRead).toBeGreaterThan(MAX_HEAD_BYTES);
   expect(sockets[0]!.bytesRead).toBeLessThanOrEqual(MAX_HEAD_BYTES + PIECE_BYTES);
   expect(sockets[0]!.destroyed).toBe(true);
+});
+
+test('responses that come at the same time over several connections are each kept as they were sent', async () => {
+  const count = 32;
+  const bodyOf = (i: number) => Buffer.alloc(40_000 + i, `answer ${i}, `);
+  const waiting: Socket[] = [];
+  const server = createServer((socket) => {
+    socket.once('data', () => {
+      waiting.push(socket);
+      if (waiting.length < count) return;
+      for (const [i, one] of waiting.entries()) {
+        const body = bodyOf(i);
+        one.write(`HTTP/1.1 200 OK\r\nx-answer: ${i}\r\ncontent-length: ${body.length}\r\n\r\n`);
+        one.end(body);
+      }
+    });
+  });
+  await new Promise<void>((done) => server.listen(0, '127.0.0.1', done));
+  onTestFinished(() => void server.close());
+  const guard = createAddressGuard(['127.0.0.0/8']);
+  await using sender = createSender(createConnect(guard, createResolver([])), () => performance.now());
+
+  const { port } = server.address() as AddressInfo;
+  const url = new URL(`http://127.0.0.1:${port}`);
+  const results = await Promise.all(Array.from({ length: count }, () => sendTo(sender, url)));
+
+  const bodies = results.map((result) => (result.kind === 'response' ? result.body : undefined));
+  const answers = results.map((result) => (result.kind === 'response' ? result.headers['x-answer'] : ''));
+  expect(answers.toSorted((a, b) => Number(a) - Number(b))).toEqual(waiting.map((_, i) => String(i)));
+  for (const [i, body] of bodies.entries()) {
+    expect(body?.equals(bodyOf(Number(answers[i]))), `answer ${answers[i]}`).toBe(true);
+  }
 });
 
 /** An endpoint in a thread of its own, which answers `/fast` after 100 ms and nothing else. */
