@@ -3,6 +3,7 @@
 //   node bench/load-quiet.ts <grpc port> <seconds> <sink port> <tenants>
 import { PublishService } from '../gen/dispatch/v1/publish_service_pb.ts';
 import { grpcCaller } from '../test/support/clients.ts';
+import { machineMs } from './support/clock.ts';
 import { latencies, percentiles } from './support/latency.ts';
 import { BODY } from './support/payload.ts';
 import { ADMIN_KEY } from './support/processes.ts';
@@ -21,7 +22,7 @@ const startedAt = performance.now();
 for (let i = 0; i < count; i++) {
   const waitMs = startedAt + i * gapMs - performance.now();
   if (waitMs > 0) await new Promise((done) => setTimeout(done, waitMs));
-  const at = performance.timeOrigin + performance.now();
+  const at = machineMs();
   const event = { type: 'order.created', body: { case: 'payload' as const, value: BODY } };
   const request = { tenantId: `quiet-${i % Number(tenants)}`, event };
   const call = callers[i % callers.length]!.call(PublishService.method.publish, request);

@@ -1,8 +1,9 @@
 // The cheapest honest receiver: a raw HTTP/1.1 server in a process of its own that reads whole requests and answers
 // 204. Prints its port. `GET /count` tells how many requests it has had; `GET /times` (with --times) the arrival time
-// of each webhook-id since it was last asked, in ms since 1970. `--delay=100` answers so many ms after the request, and a
+// of each webhook-id since it was last asked, in ms of machineMs(). `--delay=100` answers so many ms after the request, and a
 // request to /hang is never answered (nor counted).
 import { createServer } from 'node:net';
+import { machineMs } from './clock.ts';
 
 const ANSWER = Buffer.from('HTTP/1.1 204 No Content\r\n\r\n');
 const withTimes = process.argv.includes('--times');
@@ -32,7 +33,7 @@ const server = createServer({ noDelay: true }, (socket) => {
       count++;
       if (withTimes) {
         const id = /webhook-id: (\S+)/i.exec(head)?.[1] ?? '';
-        times.push(`${id} ${(performance.timeOrigin + performance.now()).toFixed(3)}`);
+        times.push(`${id} ${machineMs().toFixed(3)}`);
       }
       if (delayMs === 0) socket.write(ANSWER);
       else setTimeout(() => socket.write(ANSWER), delayMs);

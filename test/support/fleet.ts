@@ -68,7 +68,7 @@ export async function storeBacklog(
   subscriptionUuid: string,
   count: number,
   dueInSeconds = 0,
-  /** The same for all; a few bytes of JSON when left out. */
+  /** JSON, the same for all; a few bytes of it when left out. */
   body?: Buffer,
 ): Promise<void> {
   // A UUIDv7 of now whose last three bytes are zero; the delivery's are its ordinal (ADR 0003).
@@ -76,9 +76,8 @@ export async function storeBacklog(
     `(lpad(to_hex((extract(epoch FROM now()) * 1000)::int8), 12, '0') || '70008000' || lpad(to_hex(i), 6, '0')
       || '${last}')::uuid`;
   await database.owner.query(
-    `INSERT INTO events (tenant_id, id, type, payload, content_type)
-     SELECT $1, ${id('000000')}, 'order.created', coalesce($3, convert_to('{"n":' || i || '}', 'UTF8')),
-       CASE WHEN $3 IS NULL THEN NULL ELSE 'application/octet-stream' END
+    `INSERT INTO events (tenant_id, id, type, payload)
+     SELECT $1, ${id('000000')}, 'order.created', coalesce($3, convert_to('{"n":' || i || '}', 'UTF8'))
      FROM generate_series(1, $2::int) AS i`,
     [tenantId, count, body ?? null],
   );
