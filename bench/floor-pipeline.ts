@@ -2,6 +2,7 @@
 // no call, no matching and no fencing but the lease. Prints {"events", "perSecond", "cpuSeconds"}.
 // With `stored`, the rows are there before the clock starts: sign → POST → record alone.
 //   node bench/floor-pipeline.ts <database url> <sink port> <seconds> [schema] [stored]
+import '../src/heap.ts'; // the settings of V8 are nothing that the product does, and the floor must not be without
 import { createHmac, randomBytes } from 'node:crypto';
 import pg from 'pg';
 import { Pool } from 'undici';

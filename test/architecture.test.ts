@@ -28,7 +28,7 @@ const files = readdirSync(SRC, { recursive: true, encoding: 'utf8' })
 
 function importsOf(file: string): string[] {
   const text = readFileSync(file, 'utf8');
-  const statements = /^(?:import|export)\b[^'"]*?from\s+'([^']+)'|\bimport\('([^']+)'\)/gms;
+  const statements = /^(?:(?:import|export)\b[^'"]*?from\s+|import\s+)'([^']+)'|\bimport\('([^']+)'\)/gms;
   return [...text.matchAll(statements)].map((match) => (match[1] ?? match[2])!);
 }
 
@@ -54,6 +54,10 @@ function problemOf(file: string, target: string): string | undefined {
 }
 
 describe('the import rule', () => {
+  test('main.ts says how V8 shall work before it loads anything else', () => {
+    expect(importsOf(join(SRC, 'main.ts'))[0]).toBe('./heap.ts');
+  });
+
   test('every file of src/ lies in a known layer', () => {
     expect(files.filter((file) => layerOf(unitOf(file)) < 0)).toEqual([]);
   });

@@ -47,7 +47,7 @@ function latency(name: string, about: string, measure: Measure): Scenario {
   };
 }
 
-/** Publishes one event; says when it began, in ms since 1970, and its id. */
+/** Publishes one event; says when it began, in ms of machineMs(), and its id. */
 async function publishOne(
   connection: RawGrpc,
   n: number,

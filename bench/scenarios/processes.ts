@@ -1,6 +1,6 @@
 // More processes where one Node core is what limits: a backlog of large bodies, each signed by HMAC and by five ed25519 keys
 // (a subscription with four rotations under way, the most there can be), by `--processes` 1 and 2. CPU figures say what
-// was busy. With small bodies PostgreSQL and the receiver take too much of the other core on machines that sign fast.
+// was busy. A backlog of 5 s is 1.6 GB. With small bodies PostgreSQL and the receiver take too much of the other core on machines that sign fast.
 import { randomBytes } from 'node:crypto';
 import pg from 'pg';
 import { SignatureScheme, SubscriptionService } from '../../gen/dispatch/v1/subscription_service_pb.ts';
@@ -31,7 +31,7 @@ const pause = (ms: number) => new Promise((done) => setTimeout(done, ms));
 export const processes: Scenario = {
   name: 'processes',
   about:
-    'deliveries per second with an HMAC and five ed25519 signatures each, by 1 and 2 processes, and the cores in use',
+    'deliveries per second of 250 KB with an HMAC and five ed25519 signatures each, by 1 and 2 processes; cores in use',
   async start({ serverUrl, seconds }) {
     await using stack = new AsyncDisposableStack();
     const sink = stack.use(await startChild('../support/sink.ts', []));

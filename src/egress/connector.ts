@@ -79,7 +79,9 @@ export function createConnect(guard: AddressGuard, resolve: Resolve): Connect {
 
 /**
  * What comes is read into one buffer for all connections, and copied out of it at once. Without it Node takes 64 KiB for
- * each read, to give most of them back: a response has 100 bytes.
+ * each read, to give most of them back: a response has 100 bytes. That `this` is the socket, and that a socket with
+ * `onread` still streams what is pushed to it, is how Node works and not what it documents: tests of connections and of the
+ * sender say so.
  */
 const READ_IN_PLACE: OnReadOpts = {
   buffer: Buffer.allocUnsafeSlow(64 * 1024),

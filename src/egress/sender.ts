@@ -279,8 +279,7 @@ class Exchange implements Dispatcher.DispatchHandler {
   }
 
   #respond(): void {
-    const body =
-      this.#chunks.length <= 1 ? (this.#chunks[0] ?? NO_BODY) : Buffer.concat(this.#chunks, this.#bodyBytes);
+    const body = this.#bodyBytes === 0 ? NO_BODY : joined(this.#chunks, this.#bodyBytes);
     this.#finish({
       kind: 'response',
       status: this.#status,
@@ -311,6 +310,14 @@ class Exchange implements Dispatcher.DispatchHandler {
     this.#headEnds();
     this.#settle({ result, isRace });
   }
+}
+
+/** In memory of its own: a few bytes that wait to be recorded must not keep all that was read beside them. */
+function joined(chunks: readonly Buffer[], length: number): Buffer {
+  const all = Buffer.allocUnsafeSlow(length);
+  let at = 0;
+  for (const chunk of chunks) at += chunk.copy(all, at);
+  return all;
 }
 
 /** Headers of a response as far as they are kept: whole ones, in their order. */

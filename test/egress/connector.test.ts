@@ -1,9 +1,9 @@
 // What becomes of a connection between the moment it is made and the moment its address is checked.
 import { subscribe, unsubscribe } from 'node:diagnostics_channel';
 import { once } from 'node:events';
-import type { Socket } from 'node:net';
+import { type AddressInfo, createServer, type Socket } from 'node:net';
 import { Worker } from 'node:worker_threads';
-import { expect, test } from 'vitest';
+import { expect, onTestFinished, test } from 'vitest';
 import { createConnect } from '../../src/egress/connector.ts';
 import { createAddressGuard } from '../../src/egress/guard.ts';
 import { createResolver } from '../../src/egress/resolver.ts';
@@ -49,4 +49,24 @@ test('a connection that was reset before its address could be checked was reset,
   await server.terminate();
   expect(address).toBeUndefined(); // the kernel does not know any more whose it was
   expect(result).toMatchObject({ kind: 'failure', errorClass: 'connect_reset' });
+});
+
+test('a read of a few bytes takes no memory of its own', async () => {
+  const server = createServer((socket) => void socket.end('ten bytes.'));
+  await new Promise<void>((done) => server.listen(0, '127.0.0.1', done));
+  onTestFinished(() => void server.close());
+  const { port } = server.address() as AddressInfo;
+  const connect = createConnect(createAddressGuard(['127.0.0.0/8']), createResolver([]))(undefined);
+  const options = { hostname: '127.0.0.1', port: String(port), protocol: 'http:' };
+  const chunks: Buffer[] = [];
+  for (let i = 0; i < 3; i++) {
+    const socket = await new Promise<Socket>((done, fail) =>
+      connect(options, (error, opened) => (error === null ? done(opened) : fail(error))),
+    );
+    chunks.push(((await once(socket, 'data')) as [Buffer])[0]);
+    socket.destroy();
+  }
+  expect(chunks.map(String)).toEqual(Array(3).fill('ten bytes.'));
+  // Of three in a row, two neighbours at least lie in the same pool.
+  expect(new Set(chunks.map(({ buffer }) => buffer)).size).toBeLessThan(3);
 });

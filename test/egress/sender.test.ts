@@ -86,6 +86,23 @@ test('responses that come at the same time over several connections are each kep
   }
 });
 
+test('a body of a few bytes that is kept keeps no more memory than that', async () => {
+  const server = createServer((socket) =>
+    socket.once('data', () => socket.end('HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok')),
+  );
+  await new Promise<void>((done) => server.listen(0, '127.0.0.1', done));
+  onTestFinished(() => void server.close());
+  const guard = createAddressGuard(['127.0.0.0/8']);
+  await using sender = createSender(createConnect(guard, createResolver([])), () => performance.now());
+
+  const { port } = server.address() as AddressInfo;
+  const result = await sendTo(sender, new URL(`http://127.0.0.1:${port}`));
+
+  const body = result.kind === 'response' ? result.body : undefined;
+  expect(String(body)).toBe('ok');
+  expect(body?.buffer.byteLength).toBe(2);
+});
+
 /** An endpoint in a thread of its own, which answers `/fast` after 100 ms and nothing else. */
 const ENDPOINT = `
   const { createServer } = require('node:http');
