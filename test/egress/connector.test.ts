@@ -51,22 +51,47 @@ test('a connection that was reset before its address could be checked was reset,
   expect(result).toMatchObject({ kind: 'failure', errorClass: 'connect_reset' });
 });
 
-test('a read of a few bytes takes no memory of its own', async () => {
-  const server = createServer((socket) => void socket.end('ten bytes.'));
+/** A peer that does this with each connection; gives connections to it, as the sender has them. */
+async function connectorTo(onConnection: (socket: Socket) => void): Promise<() => Promise<Socket>> {
+  const server = createServer(onConnection);
   await new Promise<void>((done) => server.listen(0, '127.0.0.1', done));
   onTestFinished(() => void server.close());
   const { port } = server.address() as AddressInfo;
   const connect = createConnect(createAddressGuard(['127.0.0.0/8']), createResolver([]))(undefined);
   const options = { hostname: '127.0.0.1', port: String(port), protocol: 'http:' };
-  const chunks: Buffer[] = [];
-  for (let i = 0; i < 3; i++) {
-    const socket = await new Promise<Socket>((done, fail) =>
+  return () =>
+    new Promise<Socket>((done, fail) =>
       connect(options, (error, opened) => (error === null ? done(opened) : fail(error))),
     );
+}
+
+test('a read of a few bytes takes no memory of its own', async () => {
+  const open = await connectorTo((socket) => void socket.end('ten bytes.'));
+  const chunks: Buffer[] = [];
+  for (let i = 0; i < 3; i++) {
+    const socket = await open();
     chunks.push(((await once(socket, 'data')) as [Buffer])[0]);
     socket.destroy();
   }
   expect(chunks.map(String)).toEqual(Array(3).fill('ten bytes.'));
   // Of three in a row, two neighbours at least lie in the same pool.
   expect(new Set(chunks.map(({ buffer }) => buffer)).size).toBeLessThan(3);
+});
+
+test('a connection takes from its peer what its reader has room for, and all of it in the end', async () => {
+  const piece = 64 * 1024;
+  const sent = Buffer.alloc(100 * piece);
+  for (let i = 0; i < sent.length; i += 4) sent.writeUInt32LE(i, i);
+  const open = await connectorTo((socket) => void socket.end(sent));
+  const socket = await open();
+  const chunks: Buffer[] = [];
+  let read = 0;
+  for await (const chunk of socket as AsyncIterable<Buffer>) {
+    chunks.push(chunk);
+    read += chunk.length;
+    // Turns in which more could be read, a piece in each.
+    for (let turn = 0; turn < 10; turn++) await new Promise((done) => setImmediate(done));
+    expect(socket.bytesRead - read).toBeLessThanOrEqual(3 * piece);
+  }
+  expect(Buffer.concat(chunks).equals(sent)).toBe(true);
 });
