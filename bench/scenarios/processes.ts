@@ -1,6 +1,7 @@
 // More processes where one Node core is what limits: a backlog of large bodies, each signed by HMAC and by five ed25519 keys
 // (a subscription with four rotations under way, the most there can be), by `--processes` 1 and 2. CPU figures say what
-// was busy. A backlog of 5 s is 1.6 GB. With small bodies PostgreSQL and the receiver take too much of the other core on machines that sign fast.
+// was busy. A backlog of 5 s is 1.6 GB. With small bodies PostgreSQL and the receiver take too much of the other core on
+// machines that sign fast.
 import { randomBytes } from 'node:crypto';
 import pg from 'pg';
 import { SignatureScheme, SubscriptionService } from '../../gen/dispatch/v1/subscription_service_pb.ts';
