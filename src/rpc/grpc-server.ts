@@ -126,6 +126,7 @@ const FLAGS = [Buffer.alloc(1, 0), Buffer.alloc(1, 1)] as const;
 function letGoOf(call: object): void {
   const { decoder } = call as { readonly decoder: Decoder };
   decoder.readCompressFlag = FLAGS[decoder.readCompressFlag[0] === 1 ? 1 : 0];
+  // A message that is still coming is put together of what came before.
   if (decoder.readMessageRemaining === 0) decoder.readPartialMessage = [];
 }
 
@@ -139,9 +140,9 @@ const adjust: ServerInterceptor = ({ responseStream }, call) => {
   call.getPeer = () => remoteAddress;
   const sendStatus = call.sendStatus.bind(call);
   call.sendStatus = (answer) => {
-    letGoOf(call);
     const theirs = answer.code === status.INTERNAL && CALLERS_FAULT.test(String(answer.details));
     sendStatus(theirs ? { ...answer, code: status.INVALID_ARGUMENT } : answer);
+    letGoOf(call);
   };
   if (!responseStream) {
     // The status is not held back until the only message was written: both leave in one write to the socket, not in two.
@@ -175,7 +176,8 @@ class Undecoded {
 
   /** Once. INVALID_ARGUMENT for bytes that are not of the schema. */
   decode(): MessageShape<DescMessage> {
-    const bytes = this.#bytes!;
+    const bytes = this.#bytes;
+    if (bytes === undefined) throw new Error('a request is decoded once');
     this.drop();
     try {
       return fromBinary(this.#schema, bytes, { readUnknownFields: false });
