@@ -97,3 +97,23 @@ describe('the import rule', () => {
     expect(impure).toEqual([]);
   });
 });
+
+describe('rows of queries', () => {
+  /** zod compiles a schema at the first row that it parses: one made for each query is compiled for each. */
+  const MADE_IN_A_FUNCTION = /^[ \t]+(?:const \w+ = |.*sql\.type\(\s*)z\./gm;
+
+  test('are parsed by schemas that were made once', () => {
+    const made = files.flatMap((file) => {
+      const found = readFileSync(file, 'utf8').match(MADE_IN_A_FUNCTION) ?? [];
+      return found.map((line) => `${relative(SRC, file)}: ${line.trim()}`);
+    });
+    expect(made).toEqual([]);
+  });
+
+  test('and the rule sees one that is made in a function', () => {
+    expect('  const rows = await db.any(sql.type(z.object({}))`'.match(MADE_IN_A_FUNCTION)).not.toBeNull();
+    expect('  return db.any(sql.type(\n    z.object({}),\n  )`'.match(MADE_IN_A_FUNCTION)).not.toBeNull();
+    expect('    const row = z.object({});'.match(MADE_IN_A_FUNCTION)).not.toBeNull();
+    expect('const row = z.object({});'.match(MADE_IN_A_FUNCTION)).toBeNull();
+  });
+});

@@ -101,7 +101,7 @@ export async function createApiKey(
       ? sql.fragment`(VALUES (${PLATFORM})) AS platform (tenant_id)`
       : sql.fragment`tenants WHERE tenant_id = ${tenantId} AND state <> 'deleting'`;
   return db.inTenant(tenantId, async (tx) => {
-    const live = await tx.oneFirst(sql.type(z.object({ count: z.number() }))`
+    const live = await tx.oneFirst(sql.typeAlias('count')`
       SELECT count(*) AS count FROM api_keys
       WHERE tenant_id = ${tenantId} AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())`);
     if (live >= MAX_LIVE_KEYS) {

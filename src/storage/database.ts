@@ -18,8 +18,18 @@ import { DispatchError } from '../domain/errors.ts';
 import { createIdSource, type TenantId, uuidOf } from '../domain/ids.ts';
 import { type HotPool, openHotPool, type Settings, splitTls, urlWith } from './hot-pool.ts';
 
-/** SQL with the rows parsed by a schema; `sql.typeAlias('void')` for statements without rows. */
-export const sql = createSqlTag({ typeAliases: { void: z.object({}).strict() } });
+/**
+ * SQL with the rows parsed by a schema; `sql.typeAlias('void')` for statements without rows, 'count' for those that count,
+ * 'any' for rows that are not looked at. Schemas are made once: zod compiles each at its first row, for longer than it
+ * parses a hundred.
+ */
+export const sql = createSqlTag({
+  typeAliases: {
+    void: z.object({}).strict(),
+    count: z.object({ count: z.number() }),
+    any: z.looseObject({}),
+  },
+});
 
 export type TenantTransaction = DatabaseTransactionConnection;
 
@@ -140,7 +150,7 @@ async function set(tx: TenantTransaction, settings: Settings): Promise<void> {
   const each = Object.entries(settings).map(
     ([name, value]) => sql.fragment`set_config(${name}, ${value}, true)`,
   );
-  await tx.query(sql.type(z.object({ set_config: z.string() }))`SELECT ${sql.join(each, sql.fragment`, `)}`);
+  await tx.query(sql.typeAlias('any')`SELECT ${sql.join(each, sql.fragment`, `)}`);
 }
 
 /** Every statement in a transaction of its own with these settings. */

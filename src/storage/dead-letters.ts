@@ -195,6 +195,8 @@ export const requeue = (dueAt: ReturnType<typeof sql.fragment>) => sql.fragment`
 export const REPLAYABLE = sql.fragment`d.attempt_count < 30000 AND EXISTS (SELECT FROM subscriptions s
   WHERE s.tenant_id = d.tenant_id AND s.id = d.subscription_id AND s.deleted_at IS NULL)`;
 
+const movedRow = z.object({ subscription_id: z.string() });
+
 /** Makes one a pending delivery again, due now. Returns its subscription. */
 export async function replayDeadLetter(
   db: Database,
@@ -202,13 +204,13 @@ export async function replayDeadLetter(
   deliveryId: DeliveryId,
 ): Promise<SubscriptionId> {
   return db.inTenant(tenantId, async (tx) => {
-    const moved = await tx.maybeOneFirst(sql.type(z.object({ subscription_id: z.string() }))`
+    const moved = await tx.maybeOneFirst(sql.type(movedRow)`
       WITH moved AS (
         DELETE FROM dead_letters d WHERE tenant_id = ${tenantId} AND id = ${uuidOf(deliveryId)} AND ${REPLAYABLE}
         RETURNING *), queued AS (${requeue(sql.fragment`now()`)})
       SELECT subscription_id FROM moved`);
     if (moved !== null) return idFromUuid('sub', moved) as SubscriptionId;
-    const exists = await tx.exists(sql.type(z.object({}))`
+    const exists = await tx.exists(sql.typeAlias('any')`
       SELECT FROM dead_letters WHERE tenant_id = ${tenantId} AND id = ${uuidOf(deliveryId)}`);
     if (!exists) throw notFound('dead letter', deliveryId);
     throw new DispatchError(

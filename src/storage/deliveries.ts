@@ -290,7 +290,7 @@ export async function cancelDeliveries(
     WHERE tenant_id = ${tenantId} AND subscription_id = ${uuidOf(subscriptionId)} AND run_at < 'infinity' AND ${inIndex}
     ORDER BY run_at LIMIT ${MAX_CANCEL} FOR UPDATE SKIP LOCKED`;
   const result = await db.inTenant(tenantId, async (tx) => {
-    const known = await tx.exists(sql.type(z.object({}))`
+    const known = await tx.exists(sql.typeAlias('any')`
       SELECT FROM subscriptions
       WHERE tenant_id = ${tenantId} AND id = ${uuidOf(subscriptionId)} AND deleted_at IS NULL`);
     if (!known) throw notFound('subscription', subscriptionId);

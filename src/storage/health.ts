@@ -173,14 +173,18 @@ export async function pruneQuotaAlerts(db: Many): Promise<number> {
   return result.rowCount;
 }
 
+const expiryRow = z.object({
+  tenant_id: z.string(),
+  days: z.number(),
+  expiry: z.enum(['archive', 'discard']),
+});
+
 /**
  * Archives or discards a chunk of the dead letters that are older than their tenants' policies let them be. Returns how
  * many.
  */
 export async function expireDeadLetters(db: Many, defaults: TenantPolicy): Promise<number> {
-  const rows = await db.many.any(sql.type(
-    z.object({ tenant_id: z.string(), days: z.number(), expiry: z.enum(['archive', 'discard']) }),
-  )`SELECT * FROM (
+  const rows = await db.many.any(sql.type(expiryRow)`SELECT * FROM (
       SELECT t.tenant_id, ${own('deadLetterDays', defaults.deadLetterDays)} AS days,
         coalesce(t.policy->>'deadLetterExpiry', ${defaults.deadLetterExpiry}) AS expiry
       FROM tenants t WHERE t.state <> 'deleting') p WHERE days > 0 AND expiry <> 'none'`);

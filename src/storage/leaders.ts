@@ -1,5 +1,4 @@
 // One leader for each piece of background work, by a lease in the database. Table: leaders.
-import { z } from 'zod';
 import { type Database, sql } from './database.ts';
 
 /** Takes or renews the lease `name` for `ttlMs`, by the database's clock. False: another holder has it. */
@@ -9,7 +8,7 @@ export async function tryLead(
   holder: string,
   ttlMs: number,
 ): Promise<boolean> {
-  const row = await db.many.maybeOne(sql.type(z.object({ name: z.string() }))`
+  const row = await db.many.maybeOne(sql.typeAlias('any')`
     INSERT INTO leaders AS l (name, holder, expires_at)
     VALUES (${name}, ${holder}, now() + ${ttlMs} * interval '1 ms')
     ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, expires_at = excluded.expires_at

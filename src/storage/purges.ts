@@ -48,9 +48,11 @@ export async function purgeSubscription(db: Many, tenantId: string, uuid: string
   return removed.rowCount;
 }
 
+const tenantRow = z.object({ tenant_id: z.string() });
+
 /** Tenants that are being deleted. */
 export async function deletingTenants(db: Many): Promise<readonly TenantId[]> {
-  const ids = await db.many.anyFirst(sql.type(z.object({ tenant_id: z.string() }))`
+  const ids = await db.many.anyFirst(sql.type(tenantRow)`
     SELECT tenant_id FROM tenants WHERE state = 'deleting' AND updated_at < ${SETTLED} LIMIT 100`);
   return ids.map((id) => id as TenantId);
 }
@@ -172,9 +174,9 @@ export async function expireDeliveries(db: Many, beforeMs: number): Promise<numb
   return result.rowCount;
 }
 
+const clockRow = z.object({ now: z.number() });
+
 /** The database's clock in ms since 1970: schedules and retention use no other. */
 export async function databaseNowMs(db: Many): Promise<number> {
-  return db.many.oneFirst(
-    sql.type(z.object({ now: z.number() }))`SELECT extract(epoch FROM now())::float8 * 1000 AS now`,
-  );
+  return db.many.oneFirst(sql.type(clockRow)`SELECT extract(epoch FROM now())::float8 * 1000 AS now`);
 }

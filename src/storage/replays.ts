@@ -150,9 +150,8 @@ async function readTarget(
 }
 
 async function count(tx: TenantTransaction, tenantId: TenantId, what: ReplayWhat): Promise<number> {
-  const counted = z.object({ count: z.number() });
   if (what.kind === 'dead_letters') {
-    return tx.oneFirst(sql.type(counted)`
+    return tx.oneFirst(sql.typeAlias('count')`
       SELECT count(*) AS count FROM (SELECT FROM dead_letters d
         WHERE d.tenant_id = ${tenantId} AND ${filterSql(what.filter)} AND ${REPLAYABLE} LIMIT ${MAX_COUNTED}) c`);
   }
@@ -160,7 +159,7 @@ async function count(tx: TenantTransaction, tenantId: TenantId, what: ReplayWhat
   const target = await readTarget(tx, tenantId, subscriptionId);
   if (target === null) throw notFound('subscription', subscriptionId);
   const fits = fitsSql(subscriptionId, filter, patternsOf(filter, target.event_types));
-  return tx.oneFirst(sql.type(counted)`
+  return tx.oneFirst(sql.typeAlias('count')`
     SELECT count(*) AS count FROM (SELECT FROM events e
       WHERE e.tenant_id = ${tenantId} AND ${rangeSql(filter)} AND ${fits} LIMIT ${MAX_COUNTED}) c`);
 }
@@ -185,7 +184,7 @@ export async function createReplay(
   maxPerSecond: number | undefined,
 ): Promise<Replay> {
   return db.inTenant(tenantId, async (tx) => {
-    const running = await tx.oneFirst(sql.type(z.object({ count: z.number() }))`
+    const running = await tx.oneFirst(sql.typeAlias('count')`
       SELECT count(*) AS count FROM replays WHERE tenant_id = ${tenantId} AND state = 'running'`);
     if (running >= MAX_RUNNING_REPLAYS) {
       const message = `${running} replays of tenant ${tenantId} are running, which is the most; wait for one to finish`;
@@ -241,11 +240,11 @@ export async function cancelReplay(db: Database, tenantId: TenantId, replayId: R
 /** A job that is not finished, and how long its rate has it wait for its next step. */
 export type RunningReplay = Pick<Replay, 'tenantId' | 'replayId'> & { readonly waitMs: number };
 
+const runningRow = z.object({ tenant_id: z.string(), id: z.string(), wait_ms: z.number() });
+
 /** Up to 100 jobs that are not finished, those first that may go on first. */
 export async function runningReplays(db: Pick<Database, 'many'>): Promise<RunningReplay[]> {
-  const rows = await db.many.any(sql.type(
-    z.object({ tenant_id: z.string(), id: z.string(), wait_ms: z.number() }),
-  )`SELECT tenant_id, id,
+  const rows = await db.many.any(sql.type(runningRow)`SELECT tenant_id, id,
       greatest(0, coalesce(extract(epoch FROM next_at - now())::float8 * 1000, 0) - ${AHEAD_MS}) AS wait_ms
     FROM replays WHERE state = 'running' ORDER BY next_at NULLS FIRST, created_at LIMIT 100`);
   return rows.map((row) => ({

@@ -5,9 +5,11 @@ import { idFromUuid } from '../domain/ids.ts';
 import { type MasterKeys, seal, unseal } from '../domain/sealing.ts';
 import { type Database, sql } from './database.ts';
 
+const usedRow = z.object({ master_key_id: z.string() });
+
 /** Throws one line if a secret is sealed under a master key that is not there: its deliveries could not be signed. */
 export async function assertMasterKeys(db: Pick<Database, 'many'>, masterKeys: MasterKeys): Promise<void> {
-  const used = await db.many.anyFirst(sql.type(z.object({ master_key_id: z.string() }))`
+  const used = await db.many.anyFirst(sql.type(usedRow)`
     SELECT master_key_id FROM subscription_secrets UNION SELECT master_key_id FROM subscription_credentials`);
   const missing = used.filter((id) => !masterKeys.some((key) => key.id === id));
   if (missing.length === 0) return;

@@ -150,7 +150,7 @@ export async function createSubscription(
 ): Promise<Subscription> {
   return db.inTenant(tenantId, async (tx) => {
     await changeConfig(tx, tenantId);
-    const count = await tx.oneFirst(sql.type(z.object({ count: z.number() }))`
+    const count = await tx.oneFirst(sql.typeAlias('count')`
       SELECT count(*) AS count FROM subscriptions WHERE tenant_id = ${tenantId} AND deleted_at IS NULL`);
     if (count >= maxSubscriptions) {
       const explanation = `it has ${count} subscriptions, and at most ${maxSubscriptions}`;
@@ -361,6 +361,8 @@ export async function setSubscriptionState(
   });
 }
 
+const idRow = z.object({ id: z.string() });
+
 /** Disables subscriptions of a tenant, each for its reason. Returns those that were not disabled, nor deleted, before. */
 export async function disableSubscriptions(
   db: Database,
@@ -371,7 +373,7 @@ export async function disableSubscriptions(
   const texts = sql.array([...reasons.values()], 'text');
   return db.inTenant(tenantId, async (tx) => {
     await changeConfig(tx, tenantId);
-    const disabled = await tx.anyFirst(sql.type(z.object({ id: z.string() }))`
+    const disabled = await tx.anyFirst(sql.type(idRow)`
       UPDATE subscriptions s SET state = 'disabled', disabled_reason = r.reason, is_probed = true,
         version = version + 1, updated_at = now()
       FROM unnest(${ids}, ${texts}) AS r (id, reason)
@@ -403,6 +405,8 @@ export async function setVerified(
   });
 }
 
+const cutRow = z.object({ ends: z.number(), live: z.number() });
+
 /**
  * Adds a secret; those there were of its scheme go on for `overlapMs`, or for what was left to them if that is less. Returns when
  * the last of them ends. RESOURCE_EXHAUSTED if that would make more than 5 live secrets.
@@ -417,7 +421,7 @@ export async function rotateSecret(
   return db.inTenant(tenantId, async (tx) => {
     await changeConfig(tx, tenantId);
     await readOne(tx, tenantId, subscriptionId);
-    const row = await tx.one(sql.type(z.object({ ends: z.number(), live: z.number() }))`
+    const row = await tx.one(sql.type(cutRow)`
       WITH cut AS (
         UPDATE subscription_secrets
         SET expires_at = least(coalesce(expires_at, 'infinity'), now() + ${overlapMs} * interval '1 ms')

@@ -369,11 +369,13 @@ function tlsIdOf(subscriptionId: SubscriptionId, tls: EndpointTls): string {
   return `${subscriptionId}/${hash.digest('base64url')}`;
 }
 
+const versionRow = z.object({ tenant_id: z.string(), config_version: z.number() });
+
 async function readVersions(
   db: Pick<Database, 'many'>,
   ids: readonly TenantId[],
 ): Promise<Map<string, number>> {
-  const rows = await db.many.any(sql.type(z.object({ tenant_id: z.string(), config_version: z.number() }))`
+  const rows = await db.many.any(sql.type(versionRow)`
     SELECT tenant_id, config_version FROM tenants WHERE tenant_id = ANY(${sql.array(ids, 'text')})`);
   return new Map(rows.map((row) => [row.tenant_id, row.config_version]));
 }

@@ -118,13 +118,15 @@ export const ownQuotaSchema = z.record(z.string(), z.union([z.number(), z.boolea
   return own as Partial<Quota>;
 });
 
+const quotaRow = z.object({ quota: ownQuotaSchema });
+
 /** The quota of a tenant's own. NOT_FOUND if there is none. */
 export async function getOwnQuota(db: Database, tenantId: TenantId): Promise<Partial<Quota>> {
   return db.inTenant(tenantId, (tx) => readOwnQuota(tx, tenantId));
 }
 
 async function readOwnQuota(tx: TenantTransaction, tenantId: TenantId): Promise<Partial<Quota>> {
-  const row = await tx.maybeOne(sql.type(z.object({ quota: ownQuotaSchema }))`
+  const row = await tx.maybeOne(sql.type(quotaRow)`
     SELECT quota FROM tenants WHERE tenant_id = ${tenantId} AND state <> 'deleting' FOR UPDATE`);
   if (row === null) throw notFound('tenant', tenantId);
   return row.quota;
@@ -145,12 +147,14 @@ export async function setOwnQuota(
   });
 }
 
+const historyRow = z.object({ tenant_id: z.string(), days: z.number() });
+
 /** Tenants with a retention of their own, and how many days it is. */
 export async function shorterHistories(
   db: Pick<Database, 'many'>,
   defaultDays: number,
 ): Promise<readonly { readonly tenantId: TenantId; readonly days: number }[]> {
-  const rows = await db.many.any(sql.type(z.object({ tenant_id: z.string(), days: z.number() }))`
+  const rows = await db.many.any(sql.type(historyRow)`
     SELECT tenant_id, days FROM tenants,
       LATERAL (SELECT coalesce((quota->>'historyDays')::float8, ${defaultDays}::float8) AS days) d WHERE days > 0`);
   return rows.map((row) => ({ tenantId: row.tenant_id as TenantId, days: row.days }));

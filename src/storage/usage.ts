@@ -12,6 +12,7 @@ export type UsageRow = {
   readonly deliveries: number;
 };
 
+const totalsRow = z.object({ today: z.number(), month: z.number() });
 const usageRow = z.object({
   start: z.number(),
   events: z.number(),
@@ -37,7 +38,7 @@ export async function readUsage(
         AND hour >= date_trunc(${interval}, to_timestamp(${startMs / 1000}), 'UTC')
         AND hour < to_timestamp(${endMs / 1000})
       GROUP BY 1 ORDER BY 1`);
-    const totals = await tx.one(sql.type(z.object({ today: z.number(), month: z.number() }))`
+    const totals = await tx.one(sql.type(totalsRow)`
       SELECT coalesce(sum(events) FILTER (WHERE hour >= date_trunc('day', now(), 'UTC')), 0)::int8 AS today,
         coalesce(sum(events), 0)::int8 AS month
       FROM usage WHERE tenant_id = ${tenantId} AND hour >= date_trunc('month', now(), 'UTC')`);
@@ -48,9 +49,11 @@ export async function readUsage(
   });
 }
 
+const slotRow = z.object({ slot: z.number() });
+
 /** A slot number that no other process has had: one row an hour and lane, and no waiting for each other. */
 export async function takeUsageSlot(db: Pick<Database, 'many'>): Promise<number> {
-  return db.many.oneFirst(sql.type(z.object({ slot: z.number() }))`SELECT nextval('usage_slots') AS slot`);
+  return db.many.oneFirst(sql.type(slotRow)`SELECT nextval('usage_slots') AS slot`);
 }
 
 const FOLD = 500;
