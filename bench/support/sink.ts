@@ -11,32 +11,52 @@ const delayMs = Number(process.argv.find((arg) => arg.startsWith('--delay='))?.s
 const times: string[] = [];
 let count = 0;
 
+const NOTHING = Buffer.alloc(0);
+
 const server = createServer({ noDelay: true }, (socket) => {
-  let pending: Buffer = Buffer.alloc(0);
+  let pending: Buffer = NOTHING;
+  let head = '';
+  let rest = 0; // of its body, still on its way: it is counted, not kept
   socket.on('error', () => socket.destroy());
+
+  function received(): void {
+    if (head.startsWith('POST /hang')) return;
+    count++;
+    if (withTimes) {
+      const id = /webhook-id: (\S+)/i.exec(head)?.[1] ?? '';
+      times.push(`${id} ${machineMs().toFixed(3)}`);
+    }
+    if (delayMs === 0) socket.write(ANSWER);
+    else setTimeout(() => socket.write(ANSWER), delayMs);
+  }
+
   socket.on('data', (chunk) => {
-    pending = pending.length === 0 ? chunk : Buffer.concat([pending, chunk]);
+    if (rest > chunk.length) {
+      rest -= chunk.length;
+      return;
+    }
+    if (rest > 0) received();
+    const more = chunk.subarray(rest);
+    rest = 0;
+    pending = pending.length === 0 ? more : Buffer.concat([pending, more]);
     for (;;) {
       const end = pending.indexOf('\r\n\r\n');
       if (end < 0) return;
-      const head = pending.toString('latin1', 0, end);
+      head = pending.toString('latin1', 0, end);
+      pending = pending.subarray(end + 4);
       if (head.startsWith('GET ')) {
-        pending = pending.subarray(end + 4);
         const body = head.startsWith('GET /times') ? times.splice(0).join('\n') : String(count);
         socket.write(`HTTP/1.1 200 OK\r\ncontent-length: ${Buffer.byteLength(body)}\r\n\r\n${body}`);
         continue;
       }
       const length = Number(/content-length: (\d+)/i.exec(head)?.[1] ?? 0);
-      if (pending.length < end + 4 + length) return;
-      pending = pending.subarray(end + 4 + length);
-      if (head.startsWith('POST /hang')) continue;
-      count++;
-      if (withTimes) {
-        const id = /webhook-id: (\S+)/i.exec(head)?.[1] ?? '';
-        times.push(`${id} ${machineMs().toFixed(3)}`);
+      if (pending.length < length) {
+        rest = length - pending.length;
+        pending = NOTHING;
+        return;
       }
-      if (delayMs === 0) socket.write(ANSWER);
-      else setTimeout(() => socket.write(ANSWER), delayMs);
+      pending = pending.subarray(length);
+      received();
     }
   });
 });
