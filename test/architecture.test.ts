@@ -98,6 +98,38 @@ describe('the import rule', () => {
   });
 });
 
+describe('what a process loads', () => {
+  /** Imports of values that are loaded with a file, not later by `import()`. */
+  const loadedWith = (file: string) => {
+    const text = readFileSync(file, 'utf8');
+    const statements = /^(?:import|export)\s(?!type\b)(?:[^'"]*?from\s+)?'([^']+)'/gms;
+    return [...text.matchAll(statements)].map((match) => match[1]!);
+  };
+
+  function allLoadedWith(file: string, seen = new Set<string>()): Set<string> {
+    for (const target of loadedWith(file)) {
+      const name = target.startsWith('.') ? resolve(dirname(file), target) : target;
+      if (seen.has(name)) continue;
+      seen.add(name);
+      if (name.startsWith(SRC)) allLoadedWith(name, seen);
+    }
+    return seen;
+  }
+  const ofCalls = /^@grpc|^@connectrpc|^@bufbuild|\/gen\/|\/rpc\/\w+-service/;
+
+  test('without the api role is nothing that serves calls', () => {
+    const loaded = [...allLoadedWith(join(SRC, 'compose/instance.ts'))];
+    expect(loaded).toContain(join(SRC, 'delivery/worker.ts'));
+    expect(loaded.filter((name) => ofCalls.test(name))).toEqual([]);
+  });
+
+  test('with it is all of that', () => {
+    const loaded = [...allLoadedWith(join(SRC, 'compose/api.ts'))];
+    expect(loaded.filter((name) => ofCalls.test(name))).toContain('@grpc/grpc-js');
+    expect(loaded).toContain(join(SRC, 'rpc/publish-service.ts'));
+  });
+});
+
 describe('rows of queries', () => {
   /** zod compiles a schema at the first row that it parses: one made for each query is compiled for each. */
   const MADE_IN_A_FUNCTION = /^[ \t]+(?:const \w+ = |.*sql\.type\(\s*)z\./gm;

@@ -19,7 +19,6 @@ import { createTenantConfigs } from '../storage/tenant-configs.ts';
 import { takeUsageSlot } from '../storage/usage.ts';
 import { createNotifier, type Listening, listen } from '../storage/wakeups.ts';
 import { createMetrics } from '../telemetry/metrics.ts';
-import { startApi } from './api.ts';
 import { authorizationOf, schemeAllowed } from './egress.ts';
 import { startHeartbeat } from './heartbeat.ts';
 import { startLimits } from './limits.ts';
@@ -40,6 +39,8 @@ export type Instance = AsyncDisposable & {
 export async function startInstance(ready: Ready): Promise<Instance> {
   const { config, log } = ready;
   const { roles } = config;
+  // What serves calls is a third of the program: without this role it is neither loaded nor looked through at collections.
+  const api = roles.has('api') ? await import('./api.ts') : undefined;
   const metrics = createMetrics();
   const stack = new AsyncDisposableStack();
   stack.defer(log.flush);
@@ -124,8 +125,8 @@ export async function startInstance(ready: Ready): Promise<Instance> {
           log.warn({ error: String(error) }, 'the LISTEN connection was lost; polling goes on'),
       }),
     );
-    const ports = roles.has('api')
-      ? await startApi(all, worker, stack)
+    const ports = api
+      ? await api.startApi(all, worker, stack)
       : { httpPort: await startPages(all, stack), grpcPort: undefined };
     return {
       ...ports,
