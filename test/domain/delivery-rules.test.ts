@@ -1,4 +1,4 @@
-import { createHmac, randomBytes } from 'node:crypto';
+import { createHmac, createPrivateKey, randomBytes, sign } from 'node:crypto';
 import fc from 'fast-check';
 import { Webhook } from 'standardwebhooks';
 import { describe, expect, test } from 'vitest';
@@ -174,6 +174,20 @@ describe('signatures', () => {
       }),
     );
   });
+  test('of ed25519 are those of id, time and body, for bodies of any size one after the other', () => {
+    const seed = randomBytes(32);
+    const der = Buffer.concat([Buffer.from('302e020100300506032b657004220420', 'hex'), seed]); // RFC 8410
+    const privateKey = createPrivateKey({ key: der, format: 'der', type: 'pkcs8' });
+    for (const size of [10, 5_000, 0, 300_000, 4_096, 3_000_000, 20]) {
+      const body = randomBytes(size);
+      const signed = Buffer.concat([Buffer.from('evt_1.1700000000.'), body]);
+      const expected = sign(null, signed, privateKey).toString('base64');
+      expect(signatureHeader([signingKey('v1a', seed)], 'evt_1', 1_700_000_000, body)).toBe(
+        `v1a,${expected}`,
+      );
+    }
+  });
+
   test('with two keys there are two, and either verifies', () => {
     const keys = [randomBytes(32), randomBytes(32)];
     const ready = keys.map((key) => signingKey('v1', key));

@@ -198,7 +198,8 @@ describe('claims', () => {
 
   test('bring every body byte for byte: JSON in any script, other types, and what is no text although it says so', async () => {
     const s = newSubscription();
-    const json = ['{"a":"\\u0000 \\\\ \\n"}', '"Größe 🎉 \u2028 \ufeff"', '[]'].map((text) =>
+    const large = JSON.stringify('ö'.repeat(300_000));
+    const json = ['{"a":"\\u0000 \\\\ \\n"}', '"Größe 🎉 \u2028 \ufeff"', '\ufeff[]', large].map((text) =>
       Buffer.from(text),
     );
     const other = [Buffer.from([0, 255, 92, 120, 10]), Buffer.alloc(0), randomBytes(300_000)];
@@ -213,12 +214,16 @@ describe('claims', () => {
     const first = await claimed();
     expect(first.map((e) => e.payload)).toEqual([...json, ...other]);
     const contentTypes = first.map((e) => e.contentType);
-    expect(new Set(contentTypes.slice(0, 3))).toEqual(new Set(['application/json']));
-    expect(new Set(contentTypes.slice(3))).toEqual(new Set(['application/octet-stream']));
+    expect(new Set(contentTypes.slice(0, json.length))).toEqual(new Set(['application/json']));
+    expect(new Set(contentTypes.slice(json.length))).toEqual(new Set(['application/octet-stream']));
     // dispatch refuses these; somebody else may have written them.
     const wrong = [Buffer.from([34, 0xc3, 0x28, 34]), Buffer.from([0]), Buffer.from('{"b":1}')];
     await store(wrong.map((payload) => event(a, [s], { payload })));
     expect((await claimed()).map((e) => e.payload)).toEqual(wrong);
+    // This one is JSON, and looks like what pg makes of something that is not.
+    const replaced = [Buffer.from('"\ufffd"'), Buffer.from('{"c":1}')];
+    await store(replaced.map((payload) => event(a, [s], { payload })));
+    expect((await claimed()).map((e) => e.payload)).toEqual(replaced);
   });
 
   test('leave alone what is leased, delayed, or of another queue', async () => {
@@ -493,10 +498,11 @@ async function openReader(url: string) {
 /** A pool that keeps the plans of what runs in it, by name; with `ANALYZE` it has run by then, and runs a second time. */
 function explaining(of: Database['claims'], options = 'COSTS') {
   const plans = new Map<string, string>();
-  const query = async ({ name, text, values }: { name: string; text: string; values: unknown[] }) => {
+  const query = async (statement: { name: string; text: string; values: unknown[] }) => {
+    const { name, text, values } = statement;
     const { rows } = await of.query(`EXPLAIN (${options}) ${text}`, values);
     plans.set(name, rows.map((row) => row['QUERY PLAN']).join('\n'));
-    return of.query({ name, text, values });
+    return of.query(statement);
   };
   return { pool: { query } as unknown as typeof of, plans };
 }
