@@ -132,7 +132,7 @@ describe('what a process loads', () => {
 
 describe('rows of queries', () => {
   /** zod compiles a schema at the first row that it parses: one made for each query is compiled for each. */
-  const MADE_IN_A_FUNCTION = /^[ \t]+(?:const \w+ = |.*sql\.type\(\s*)z\./gm;
+  const MADE_IN_A_FUNCTION = /^[ \t]+(?:const \w+ =\s+|return |.*sql\.type\(\s*)z\./gm;
 
   test('are parsed by schemas that were made once', () => {
     const made = files.flatMap((file) => {

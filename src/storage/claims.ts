@@ -294,9 +294,11 @@ export async function claimLeftovers(
   );
 }
 
+type WantedEvent = { readonly tenantId: TenantId; readonly bytes: Buffer; readonly eventId: EventId };
+
 /** Reads each distinct event once, however many of its deliveries were claimed. */
 async function withEvents(pool: Statements, claims: readonly Claim[]): Promise<Claimed> {
-  const wanted = new Map<string, { tenantId: TenantId; bytes: Buffer; eventId: EventId }>();
+  const wanted = new Map<string, WantedEvent>();
   const keyOf = (c: Claim) => `${c.tenantId}/${c.idBytes.toString('latin1', 0, 13)}`;
   for (const c of claims) {
     const key = keyOf(c);
@@ -305,8 +307,7 @@ async function withEvents(pool: Statements, claims: readonly Claim[]): Promise<C
     wanted.set(key, { tenantId: c.tenantId, bytes, eventId: encodeId('evt', bytes) as EventId });
   }
   const list = [...wanted.values()];
-  const values = [textArray(list.map((e) => e.tenantId)), uuidArray(list.map((e) => e.bytes))];
-  const rows = await readEvents(pool, values);
+  const rows = await readEvents(pool, list);
   const found = new Map<string, EventContent>();
   for (const [n, json, hex, type, contentType, source, subject] of rows) {
     const { tenantId, bytes, eventId } = list[Number(n) - 1]!;
@@ -314,7 +315,7 @@ async function withEvents(pool: Statements, claims: readonly Claim[]): Promise<C
       eventId,
       type,
       contentType: contentType ?? 'application/json',
-      payload: json ?? Buffer.from(hex!, 'hex'),
+      payload: json ?? hex!,
       source: source ?? '',
       subject: subject ?? '',
     };
@@ -331,10 +332,11 @@ async function withEvents(pool: Statements, claims: readonly Claim[]): Promise<C
 }
 
 type EventRow = readonly [
+  /** Which it is of those that were asked for, from 1. */
   n: string,
-  /** One of the two: JSON as it is (undefined: it could not be read so), anything else in hexadecimal. */
+  /** One of the two is its body; undefined: it is JSON and could not be read so. */
   json: Buffer | null | undefined,
-  hex: string | null,
+  hex: Buffer | null,
   type: string,
   contentType: string | null,
   source: string | null,
@@ -344,23 +346,28 @@ type EventRow = readonly [
 /**
  * JSON comes in Postgres's binary format, in which it is what is stored: nothing is converted, measured or copied for the wire,
  * which took PostgreSQL as long as all else that it does for a large event. dispatch stores no JSON that is not UTF-8. If
- * somebody else did, or U+FFFD is in a body, all of that read comes in hexadecimal, at three times the cost.
+ * somebody else did, or U+FFFD is in a body, that one is read again in hexadecimal, at three times the cost.
  */
-async function readEvents(pool: Statements, values: Buffer[]): Promise<EventRow[]> {
+async function readEvents(pool: Statements, list: readonly WantedEvent[]): Promise<EventRow[]> {
   const json = 'CASE WHEN e.content_type IS NULL THEN e.payload END';
-  const hex = "CASE WHEN e.content_type IS NULL THEN NULL ELSE encode(e.payload, 'hex') END";
-  const { rows } = await pool.query<EventRow>(eventsStatement('claimed-events', json, hex, values));
-  if (!rows.some(([, bytes]) => bytes === undefined)) return rows;
-  const asHex = eventsStatement('claimed-bytes', 'NULL', "encode(e.payload, 'hex')", values);
-  return (await pool.query<EventRow>(asHex)).rows;
+  const hex = `CASE WHEN e.content_type IS NULL THEN NULL ELSE ${HEX} END`;
+  const { rows } = await pool.query<EventRow>(eventsStatement('claimed-events', json, hex, list));
+  const unread = rows.filter(([, bytes]) => bytes === undefined);
+  if (unread.length === 0) return rows;
+  const again = unread.map(([n]) => list[Number(n) - 1]!);
+  const read = await pool.query<EventRow>(eventsStatement('claimed-bytes', 'NULL', HEX, again));
+  const readAgain = read.rows.map(([n, ...row]): EventRow => [unread[Number(n) - 1]![0], ...row]);
+  return [...rows.filter(([, bytes]) => bytes !== undefined), ...readAgain];
 }
 
-const eventsStatement = (name: string, json: string, hex: string, values: Buffer[]) => ({
+const HEX = "encode(e.payload, 'hex')::varchar";
+
+const eventsStatement = (name: string, json: string, hex: string, list: readonly WantedEvent[]) => ({
   name,
   text: `SELECT w.n::text, ${json}, ${hex}, e.type, e.content_type, e.source, e.subject
     FROM unnest($1::text[], $2::uuid[]) WITH ORDINALITY AS w (tenant_id, id, n)
     CROSS JOIN LATERAL (SELECT type, content_type, payload, source, subject FROM events e
       WHERE e.tenant_id = w.tenant_id AND e.id = w.id OFFSET 0) e`,
-  values,
+  values: [textArray(list.map((e) => e.tenantId)), uuidArray(list.map((e) => e.bytes))],
   ...IN_BINARY,
 });

@@ -11,14 +11,15 @@ export type Settings = Readonly<Record<string, string>>;
 /** A statement; with IN_BINARY its rows are arrays. */
 export type Statement = pg.QueryConfig & Partial<typeof IN_BINARY>;
 
-/** Of Postgres's type bytea. */
+/** Types of Postgres. */
 const BYTEA = 17;
+const VARCHAR = 1043;
 /** What pg makes of bytes that are not UTF-8, which is what it takes all that comes for. */
 const REPLACEMENT = '\uFFFD';
 
 /**
- * Rows in Postgres's binary format, as arrays, for columns of text and bytea only. Of a bytea it is the bytes, if they are UTF-8;
- * undefined if they are not, or if this cannot be told: U+FFFD is in them.
+ * Rows in Postgres's binary format, as arrays, for columns of text, bytea, and varchar for bytes in hexadecimal. Of a bytea it is
+ * the bytes, if they are UTF-8; undefined if they are not, or if this cannot be told: U+FFFD is in them.
  *
  * Each is made as its row comes in: a text of 250 KB that waits for the other rows outlives a collection, and 100 of them make
  * V8 collect all of its heap.
@@ -26,11 +27,14 @@ const REPLACEMENT = '\uFFFD';
 export const IN_BINARY = {
   binary: true,
   rowMode: 'array', // of rows that are objects pg would make a Buffer of each value, and parse that
-  types: { getTypeParser: (oid: number) => (oid === BYTEA ? bytesOf : asItIs) },
+  types: {
+    getTypeParser: (oid: number) => (oid === BYTEA ? bytesOf : oid === VARCHAR ? bytesOfHex : asItIs),
+  },
 } as const;
 
 const bytesOf = (text: string): Buffer | undefined =>
   text.includes(REPLACEMENT) ? undefined : Buffer.from(text);
+const bytesOfHex = (text: string): Buffer => Buffer.from(text, 'hex');
 const asItIs = (text: string): string => text;
 
 /** Whoever runs statements: a pool, or a transaction. */

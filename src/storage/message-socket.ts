@@ -41,15 +41,19 @@ export function createMessageSocket(): Socket {
         while (whole + HEADER <= end) {
           const length = lengthAt(room, whole);
           if (length < HEADER || length > MAX_MESSAGE) {
+            end = 0; // Node asks for room once more
             socket.destroy(new Error('what came is not the protocol of Postgres'));
             return false;
           }
           if (whole + length > end) break;
           whole += length;
         }
-        if (whole > 0) socket.emit('data', room.subarray(0, whole));
-        room.copyWithin(0, whole, end);
-        end -= whole;
+        try {
+          if (whole > 0) socket.emit('data', room.subarray(0, whole));
+        } finally {
+          room.copyWithin(0, whole, end);
+          end -= whole;
+        }
         return true;
       },
     },
