@@ -3,7 +3,7 @@ import type { Config } from '../config.ts';
 import { createAlarm } from '../domain/alarm.ts';
 import { createDatabaseClock } from '../domain/database-clock.ts';
 import type { Database } from '../storage/database.ts';
-import { beat, HEARTBEAT_MS, leave, type Standings } from '../storage/instances.ts';
+import { type Beat, beat, HEARTBEAT_MS, join, leave, type Standings } from '../storage/instances.ts';
 import type { Log } from '../telemetry/logger.ts';
 import type { Base } from './shared.ts';
 
@@ -26,18 +26,18 @@ export async function startHeartbeat(
     if (isPassed) log.warn({ skewSeconds }, 'the clocks of this host and of the database differ');
     else log.info({ skewSeconds }, 'the clocks of this host and of the database agree again');
   });
-  const beatOnce = async (): Promise<Standings> => {
+  const hear = async (ask: () => Promise<Beat>): Promise<Standings> => {
     const beganMs = performance.now();
-    const { databaseNowMs, ...heard } = await beat(db, instanceId, roles);
+    const { databaseNowMs, ...heard } = await ask();
     clock.saw(databaseNowMs, beganMs, performance.now());
     skewSeconds = (Date.now() - clock.now()) / 1000;
     alarm(Math.abs(skewSeconds));
     return heard;
   };
-  let standings = await beatOnce();
+  let standings = await hear(() => join(db, instanceId, roles));
   let beating = Promise.resolve();
   const timer = setInterval(() => {
-    beating = beatOnce().then(
+    beating = hear(() => beat(db.many, instanceId, roles)).then(
       (heard) => {
         standings = heard;
       },

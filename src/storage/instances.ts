@@ -2,7 +2,7 @@
 // shared through Redis are divided by these numbers.
 import { z } from 'zod';
 import type { Role } from '../config.ts';
-import { type Database, sql } from './database.ts';
+import { type Database, type ManyStatements, sql } from './database.ts';
 
 export const HEARTBEAT_MS = 10_000;
 /** An instance that has not been heard of for this long is gone. */
@@ -24,9 +24,24 @@ const row = z.object({
   now_ms: z.number(),
 });
 
+/**
+ * The first time that this instance says so. One after the other: of two that start at the same moment neither would see the
+ * other's row before it is committed, and each would have all of what the limits let pass until it is heard again.
+ */
+export function join(db: Pick<Database, 'many'>, id: string, roles: ReadonlySet<Role>): Promise<Beat> {
+  return db.many.transaction(async (tx) => {
+    await tx.query(sql.typeAlias('void')`LOCK TABLE instances IN SHARE ROW EXCLUSIVE MODE`);
+    return beat(tx, id, roles);
+  });
+}
+
 /** Says that this instance is alive, and reads who else is. */
-export async function beat(db: Pick<Database, 'many'>, id: string, roles: ReadonlySet<Role>): Promise<Beat> {
-  const rows = await db.many.any(sql.type(row)`
+export async function beat(
+  statements: Pick<ManyStatements, 'any'>,
+  id: string,
+  roles: ReadonlySet<Role>,
+): Promise<Beat> {
+  const rows = await statements.any(sql.type(row)`
     WITH mine AS (
       INSERT INTO instances (id, roles, expires_at) VALUES (${id}, ${sql.array([...roles], 'text')}, ${EXPIRES})
       ON CONFLICT (id) DO UPDATE SET expires_at = excluded.expires_at RETURNING id, roles, started_at),

@@ -8,6 +8,7 @@ import { PublishService } from '../../gen/dispatch/v1/publish_service_pb.ts';
 import { type Principal, unauthenticated } from '../../src/rpc/authentication.ts';
 import { bindService, createCallPath, type ServiceHandlers } from '../../src/rpc/call-path.ts';
 import { startGrpcServer } from '../../src/rpc/grpc-server.ts';
+import { eventually } from '../support/eventually.ts';
 
 /** Few enough for V8 not to collect all of its heap for the bytes of their requests, which would free what is kept. */
 const CALLS = 40;
@@ -61,7 +62,11 @@ test.each([
       const before = bytesNow();
       const args = ['--input-type=module', '--eval', CALLER, String(server.port)];
       expect((await run(process.execPath, args, { timeout: 50_000 })).stdout.trim()).toBe(code);
-      expect(bytesNow() - before).toBeLessThan((CALLS * BYTES) / 10);
+      // The last of them may still be on their way out of the server; what is kept stays.
+      await eventually(() => {
+        const kept = bytesNow() - before;
+        if (kept > (CALLS * BYTES) / 10) throw new Error(`${kept} bytes are kept`);
+      }, 2_000);
     } finally {
       await server.close(1_000);
     }
