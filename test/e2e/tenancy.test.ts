@@ -388,6 +388,13 @@ describe('deletion', () => {
   });
 
   test('of a tenant removes every row it owned, and no other tenant’s', async () => {
+    // The subscription that its owner deleted above is to be gone before rows are counted.
+    await eventually(async () => {
+      const { rows } = await dispatch.database.owner.query(
+        'SELECT id FROM subscriptions WHERE deleted_at IS NOT NULL',
+      );
+      expect(rows).toEqual([]);
+    }, LOOKED_AT_MS);
     const before = await countsOf('own');
     expect(await rowsOf('shop')).toBeGreaterThanOrEqual(4);
     await admin.tenants.deleteTenant({ tenantId: 'shop' });
