@@ -6,15 +6,19 @@ import type { Egress } from './shared.ts';
 export const schemeAllowed = ({ guard }: Egress, { allowHttp }: Target, url: string) =>
   allowHttp || !url.startsWith('http:') || guard.urlProblem(new URL(url), false) === undefined;
 
-/** The same for the endpoint of a target, which is asked before every attempt: worked out once for each target. */
+const MAX_ORIGINS = 10_000;
+
+/** The same for the endpoint of a target, which is asked before every attempt: worked out once for each origin. */
 export function endpointAllowed(egress: Egress): (target: Target) => boolean {
-  const known = new WeakMap<Target, boolean>();
+  const known = new Map<string, boolean>();
   return (target) => {
-    if (target.allowHttp) return true;
-    let isAllowed = known.get(target);
+    const { origin } = target;
+    if (target.allowHttp || !origin.startsWith('http:')) return true;
+    let isAllowed = known.get(origin);
     if (isAllowed === undefined) {
-      isAllowed = schemeAllowed(egress, target, target.origin);
-      known.set(target, isAllowed);
+      isAllowed = schemeAllowed(egress, target, origin);
+      if (known.size >= MAX_ORIGINS) known.clear();
+      known.set(origin, isAllowed);
     }
     return isAllowed;
   };

@@ -7,7 +7,7 @@ import { createPacer, type Pacer } from '../limits/pacer.ts';
 import type { LimitStore } from '../limits/store.ts';
 import type { Standing } from '../storage/instances.ts';
 import type { Target, TenantConfig } from '../storage/tenant-configs.ts';
-import type { Admission, QueueView } from './scheduler.ts';
+import { type Admission, type QueueView, targetOf } from './scheduler.ts';
 
 export type GatesDeps = {
   readonly store: Pick<LimitStore, 'take'>;
@@ -143,9 +143,9 @@ export function createGates(deps: GatesDeps) {
       const { tenantId } = queue.tenant;
       isProbe = false;
       const config = deps.peek(tenantId);
-      const target = config?.targets.get(subscriptionId);
-      if (config === undefined && !absent.has(tenantId)) return load(tenantId);
-      if (config === undefined || target === undefined) return 'go'; // gone or new: the worker reads anew and decides
+      if (config === undefined) return absent.has(tenantId) ? 'go' : load(tenantId);
+      const target = targetOf(queue, config);
+      if (target === undefined) return 'go'; // gone or new: the worker reads anew and decides
       const breaker = deps.breakers.admits(tenantId, subscriptionId, target.breaker);
       isProbe = breaker === 'probe';
       if (breaker === 'open') return 'drop';

@@ -6,8 +6,9 @@
 // as much as half of what the others leave. One that takes all it can gets a half, two a third each, n get n ÷ (n + 1)
 // together, and something is always left for those that come with little. The same rule again holds within a tenant,
 // over its subscriptions. So endpoints that hang hold their share of the pool, however many they are, and no more.
-import type { ClaimedDelivery } from '../domain/delivery.ts';
+import type { ClaimedDelivery, Place } from '../domain/delivery.ts';
 import type { SubscriptionId, TenantId } from '../domain/ids.ts';
+import type { Target, TenantConfig } from '../storage/tenant-configs.ts';
 import { Fifo } from './fifo.ts';
 
 /** Bounds of a scheduler. */
@@ -74,7 +75,19 @@ export type QueueView = {
   /** When the first of it came, on the clock of `now`. */
   readonly sinceMs: number;
   readonly inFlight: number;
+  /** What it was found to be the last time, and in which configuration: see targetOf(). */
+  config: TenantConfig | undefined;
+  target: Target | undefined;
 };
+
+/** A queue's target in a configuration of its tenant: looked up once, however many of its deliveries go. */
+export function targetOf(queue: QueueView, config: TenantConfig): Target | undefined {
+  if (queue.config !== config) {
+    queue.config = config;
+    queue.target = config.targets.get(queue.subscriptionId);
+  }
+  return queue.target;
+}
 
 /** Asked right before a delivery goes. */
 export type Admit = (queue: QueueView) => Admission;
@@ -98,6 +111,8 @@ type Queue = {
   inFlight: number;
   isInRing: boolean;
   isHeld: boolean;
+  config: TenantConfig | undefined;
+  target: Target | undefined;
 };
 
 type TenantQueues = {
@@ -168,6 +183,8 @@ export function createScheduler(limits: SchedulerLimits, deps: SchedulerDeps) {
         inFlight: 0,
         isInRing: false,
         isHeld: false,
+        config: undefined,
+        target: undefined,
       };
       tenant.queues.set(subscriptionId, queue);
     }
@@ -259,7 +276,7 @@ export function createScheduler(limits: SchedulerLimits, deps: SchedulerDeps) {
     const delivery = queue.waiting.shift()!;
     waitingCount--;
     queue.tenant.held--;
-    if (!delivery.isHandedOver) queue.claimed--;
+    if (delivery.place === undefined) queue.claimed--;
     addBytes(queue, -delivery.event.payload.length);
     return delivery;
   }
@@ -327,21 +344,21 @@ export function createScheduler(limits: SchedulerLimits, deps: SchedulerDeps) {
     /** How many more there is room for in all. */
     totalRoom,
 
-    /** Holds a place for one delivery, if there is room. */
-    reserve(tenantId: TenantId, subscriptionId: SubscriptionId): boolean {
+    /** Holds a place for one delivery, if there is room: until it is offered there, or the place is given back. */
+    reserve(tenantId: TenantId, subscriptionId: SubscriptionId): Queue | undefined {
       const queue = queueOf(tenantId, subscriptionId);
       // Only half of the room is for what was just published: what waits in the database has its turn too.
       if (roomOf(queue.tenant, queue) === 0 || waitingCount + placeCount >= limits.maxWaiting / 2) {
         forgetIfEmpty(queue);
-        return false;
+        return undefined;
       }
       queue.reserved++;
       addPlaces(queue, 1);
-      return true;
+      return queue;
     },
 
-    unreserve(tenantId: TenantId, subscriptionId: SubscriptionId): void {
-      const queue = queueOf(tenantId, subscriptionId);
+    unreserve(place: Place): void {
+      const queue = place as Queue;
       queue.reserved--;
       addPlaces(queue, -1);
       forgetIfEmpty(queue);
@@ -366,12 +383,13 @@ export function createScheduler(limits: SchedulerLimits, deps: SchedulerDeps) {
 
     /** Puts a delivery behind the others of its subscription; one that is handed over in the place that reserve() held for it. */
     offer(delivery: ClaimedDelivery): void {
-      const queue = queueOf(delivery.tenantId, delivery.subscriptionId);
-      if (delivery.isHandedOver) {
+      const held = delivery.place as Queue | undefined;
+      const queue = held ?? queueOf(delivery.tenantId, delivery.subscriptionId);
+      if (held === undefined) {
+        queue.claimed++;
+      } else {
         queue.reserved--;
         addPlaces(queue, -1);
-      } else {
-        queue.claimed++;
       }
       if (queue.waiting.size === 0) queue.sinceMs = deps.now();
       queue.waiting.push(delivery);

@@ -9,6 +9,7 @@ import { batchItem, itemBytes } from '../domain/batch.ts';
 import {
   type ClaimedDelivery,
   NO_TIMING,
+  type Place,
   type SendOutcome,
   type SendResult,
   type Verdict,
@@ -28,7 +29,7 @@ import { createGone, type GoneDeps } from './gone.ts';
 import { createLines } from './lines.ts';
 import type { Recorder } from './recorder.ts';
 import { eventOf, fenceOf, recordOf, type Times } from './results.ts';
-import { createScheduler, limitsFor, type Turn, worthwhileOf } from './scheduler.ts';
+import { createScheduler, limitsFor, type Turn, targetOf, worthwhileOf } from './scheduler.ts';
 import { type Signable, sign, signable, signableBatch } from './sign.ts';
 import { createStartWindow } from './window.ts';
 
@@ -240,7 +241,7 @@ export function createWorker(deps: WorkerDeps) {
   function begin(turn: Turn): void {
     const { delivery } = turn;
     const config = deps.configs.peek(delivery.tenantId);
-    const target = config?.targets.get(delivery.subscriptionId);
+    const target = config === undefined ? undefined : targetOf(turn.queue, config);
     if (target !== undefined) {
       prepare(gather(turn, target), config, target);
       return;
@@ -458,15 +459,18 @@ export function createWorker(deps: WorkerDeps) {
 
   return {
     /** See LocalWorker in publishing/group-commit.ts. */
-    reserve(tenantId: TenantId, subscriptionId: SubscriptionId): boolean {
-      const config = deps.configs.peek(tenantId);
-      const target = config?.targets.get(subscriptionId);
-      if (stopping || config === undefined || target === undefined) return false;
-      if (gone.has(subscriptionId) || !deps.gates.mayOwn(tenantId, target)) return false;
+    reserve(config: TenantConfig, target: Target): Place | undefined {
+      const { tenantId } = config;
+      const { subscriptionId } = target;
+      if (stopping || gone.has(subscriptionId) || !deps.gates.mayOwn(tenantId, target)) return undefined;
       const cap = deps.gates.waitingCap(config, target);
       const isFull = cap !== Number.POSITIVE_INFINITY && scheduler.waitingOf(tenantId, subscriptionId) >= cap;
-      if (isFull) return false;
-      return scheduler.reserve(tenantId, subscriptionId);
+      if (isFull) return undefined;
+      const queue = scheduler.reserve(tenantId, subscriptionId);
+      if (queue === undefined) return undefined;
+      queue.config = config;
+      queue.target = target;
+      return queue;
     },
     unreserve: scheduler.unreserve,
     accept(deliveries: readonly ClaimedDelivery[]): void {
@@ -475,7 +479,7 @@ export function createWorker(deps: WorkerDeps) {
         return;
       }
       for (const d of deliveries) {
-        scheduler.unreserve(d.tenantId, d.subscriptionId);
+        if (d.place !== undefined) scheduler.unreserve(d.place);
         giveBack(d);
       }
     },

@@ -12,6 +12,9 @@ export type EventContent = {
   readonly subject: string;
 };
 
+/** A place in a worker's memory that is held for a delivery before it is stored. What it is, only its scheduler knows. */
+export type Place = { readonly subscriptionId: SubscriptionId };
+
 /** A delivery that this worker holds a lease on. */
 export type ClaimedDelivery = {
   readonly tenantId: TenantId;
@@ -33,8 +36,8 @@ export type ClaimedDelivery = {
   readonly dueAtMs: number;
   /** Whether it waits in a line: what is behind it there goes when its result is recorded. */
   readonly isOrdered: boolean;
-  /** By the publish that stored it, to the worker of its process; else a claim brought it. */
-  readonly isHandedOver: boolean;
+  /** Its own, if the publish that stored it hands it over to the worker of its process; a claim brings deliveries without. */
+  readonly place: Place | undefined;
   readonly event: EventContent;
 };
 

@@ -9,11 +9,12 @@ export const SCHEMES = ['v1', 'v1a'] as const;
 export type SignatureScheme = (typeof SCHEMES)[number];
 
 /**
- * A secret that is ready to sign with; `pads` are what HMAC puts before the text, and behind it what it puts before its hash:
- * a block of each, in one piece of memory, since with very many keys each piece is one that no cache has.
+ * A secret that is ready to sign with; `pads` has at `at` what HMAC puts before the text, and behind it what it puts before its
+ * hash: a block of each. Those of a tenant share a room: of very many keys each piece of memory, and each object that describes
+ * one, is something that no cache has.
  */
 export type SigningKey =
-  | { readonly scheme: 'v1'; readonly pads: Buffer }
+  | { readonly scheme: 'v1'; readonly pads: Buffer; readonly at: number }
   | { readonly scheme: 'v1a'; readonly key: KeyObject };
 
 type HmacKey = Extract<SigningKey, { scheme: 'v1' }>;
@@ -52,25 +53,33 @@ export function publicKeyOf(seed: Uint8Array): Buffer {
   return Buffer.from(x ?? '', 'base64url');
 }
 
+/** Memory for the pads of keys that are made together, and end together. */
+export type KeyRoom = { readonly pads: Buffer; used: number };
+
+/** Room for this many keys. */
+export const keyRoom = (count: number): KeyRoom => ({ pads: Buffer.alloc(count * 2 * BLOCK), used: 0 });
+
 /** Makes secret bytes ready to sign with, once. For v1a the secret is the seed. */
-export function signingKey(scheme: SignatureScheme, secret: Uint8Array): SigningKey {
+export function signingKey(scheme: SignatureScheme, secret: Uint8Array, room = keyRoom(1)): SigningKey {
   if (scheme === 'v1a') return { scheme, key: ed25519Key(secret) };
-  return { scheme, pads: padded(secret) };
+  return { scheme, pads: room.pads, at: pad(secret, room) };
 }
 
 /** SHA-256 works on blocks of this size. */
 const BLOCK = 64;
 
-/** The key of an HMAC as RFC 2104 pads it, inner and outer; one that is longer than a block is hashed first. */
-function padded(secret: Uint8Array): Buffer {
+/** Puts an HMAC's key into a room as RFC 2104 pads it, inner and outer; one longer than a block is hashed first. Says where. */
+function pad(secret: Uint8Array, room: KeyRoom): number {
   const key = secret.length > BLOCK ? hash('sha256', secret, 'buffer') : secret;
-  const pads = Buffer.alloc(2 * BLOCK, 0x36); // not from the pool that texts share
-  pads.fill(0x5c, BLOCK);
+  const { pads, used: at } = room;
+  if (at === pads.length) throw new RangeError('there is no room for another key');
+  room.used += 2 * BLOCK;
+  pads.fill(0x36, at, at + BLOCK).fill(0x5c, at + BLOCK, room.used);
   for (let i = 0; i < key.length; i++) {
-    pads[i]! ^= key[i]!;
-    pads[BLOCK + i]! ^= key[i]!;
+    pads[at + i]! ^= key[i]!;
+    pads[at + BLOCK + i]! ^= key[i]!;
   }
-  return pads;
+  return at;
 }
 
 /** Larger bodies are not copied. */
@@ -80,20 +89,20 @@ const MAX_COPIED = 4096;
  * HMAC-SHA256 of `head`, which is ASCII, and `body`, from its definition: hash(outer + hash(inner + text)). For small bodies
  * two calls that hash what lies ready take 1.0 µs, an Hmac object takes 2.0 µs and much longer to be collected (Node 24).
  */
-export function hmac({ pads }: HmacKey, head: string, body: Uint8Array, encoding: 'base64' | 'hex'): string {
+export function hmac(key: HmacKey, head: string, body: Uint8Array, encoding: 'base64' | 'hex'): string {
   const last = Buffer.allocUnsafe(BLOCK + 32);
-  pads.copy(last, 0, BLOCK);
-  last.write(innerHash(pads, head, body), BLOCK, 'binary');
+  key.pads.copy(last, 0, key.at + BLOCK, key.at + 2 * BLOCK);
+  last.write(innerHash(key, head, body), BLOCK, 'binary');
   return hash('sha256', last, encoding);
 }
 
-function innerHash(pads: Buffer, head: string, body: Uint8Array): string {
+function innerHash({ pads, at }: HmacKey, head: string, body: Uint8Array): string {
   if (body.length > MAX_COPIED) {
-    const hmac = createHash('sha256').update(pads.subarray(0, BLOCK));
+    const hmac = createHash('sha256').update(pads.subarray(at, at + BLOCK));
     return hmac.update(head, 'latin1').update(body).digest('binary');
   }
   const text = Buffer.allocUnsafe(BLOCK + head.length + body.length);
-  pads.copy(text, 0, 0, BLOCK);
+  pads.copy(text, 0, at, at + BLOCK);
   text.write(head, BLOCK, 'latin1');
   text.set(body, BLOCK + head.length);
   return hash('sha256', text, 'binary');

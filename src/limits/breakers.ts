@@ -280,7 +280,7 @@ export function createBreakers(deps: BreakersDeps) {
 
     /** The rate that a breaker which closed lately lets through; undefined: any. */
     ramp(subscriptionId: SubscriptionId, nowMs: number): number | undefined {
-      const local = locals.get(subscriptionId);
+      const local = locals.size === 0 ? undefined : locals.get(subscriptionId);
       return local === undefined ? undefined : rampPerSecond(nowMs - local.closedAtMs);
     },
 

@@ -4,7 +4,7 @@
 // States of an item: queued → in a commit → done, or back to queued (its tenant's configuration changed; its key's
 // owner vanished) at most MAX_ROUNDS times.
 import { performance } from 'node:perf_hooks';
-import type { ClaimedDelivery } from '../domain/delivery.ts';
+import type { ClaimedDelivery, Place } from '../domain/delivery.ts';
 import { DispatchError, notFound } from '../domain/errors.ts';
 import { fingerprintOf, type NewEvent } from '../domain/event.ts';
 import {
@@ -13,7 +13,6 @@ import {
   type EventId,
   encodeId,
   type IdSource,
-  type SubscriptionId,
   type TenantId,
 } from '../domain/ids.ts';
 import { burstOf, type Quota, quotaExceeded } from '../domain/quota.ts';
@@ -36,12 +35,12 @@ export type PublishOutcome =
 
 /** The worker of this process, if it has one: deliveries can be handed to it right after the commit. */
 export type LocalWorker = {
-  /** Holds a place for one delivery; false when there is no room. */
-  readonly reserve: (tenantId: TenantId, subscriptionId: SubscriptionId) => boolean;
+  /** Holds a place for one delivery; undefined when there is no room. */
+  readonly reserve: (config: TenantConfig, target: Target) => Place | undefined;
   /** Takes deliveries whose places were reserved. */
   readonly accept: (deliveries: readonly ClaimedDelivery[]) => void;
-  /** Gives reserved places back. */
-  readonly unreserve: (tenantId: TenantId, subscriptionId: SubscriptionId) => void;
+  /** Gives a reserved place back. */
+  readonly unreserve: (place: Place) => void;
 };
 
 export type GroupCommitDeps = {
@@ -112,8 +111,12 @@ type Item = {
   paidBy: Quota | undefined;
 };
 
+/** One that is owned has its place in the worker of this process. */
+type MatchedDelivery = IngestEvent['deliveries'][number] & { readonly place: Place | undefined };
+
 /** `repeats` are the later items of a batch with the same idempotency key: answered by what becomes of the first. */
 type Matched = IngestEvent & {
+  readonly deliveries: readonly MatchedDelivery[];
   readonly item: Item;
   readonly targets: readonly Target[];
   readonly repeats: Item[];
@@ -415,7 +418,7 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
         tenants.set(event.tenantId, ingestTenant(config));
       }
       deliveryCount += targets.length;
-      const matched = match(item, targets, config.version);
+      const matched = match(item, targets, config);
       if (key !== '') keys.set(key, matched);
       events.push(matched);
     }
@@ -455,21 +458,19 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
   const admit = (event: NewEvent, config: TenantConfig, deliveryCount: number) =>
     deps.admission.refusal(config, event.payload.length, deliveryCount);
 
-  function match(item: Item, targets: readonly Target[], version: number): Matched {
+  function match(item: Item, targets: readonly Target[], config: TenantConfig): Matched {
     const { event } = item;
     const eventId = deps.ids.eventBytes();
     const mayOwn = deps.localWorker !== undefined && event.deliverAfterMs === undefined;
     const deliveries = targets.map((target, i) => {
       const deliveryId = deliveryIdOf(eventId, i + 1);
       const orderKey = lineOf(target, event.orderingKey, deliveryId);
-      const owned =
-        mayOwn &&
-        orderKey === undefined && // what is before it in its line may be anywhere
-        target.state === 'active' &&
-        deps.localWorker?.reserve(event.tenantId, target.subscriptionId) === true;
-      return { deliveryId, subscriptionId: target.idBytes, owned, orderKey };
+      // What is before it in its line may be anywhere.
+      const isOwn = mayOwn && orderKey === undefined && target.state === 'active';
+      const place = isOwn ? deps.localWorker?.reserve(config, target) : undefined;
+      return { deliveryId, subscriptionId: target.idBytes, owned: place !== undefined, orderKey, place };
     });
-    return { event, eventId, deliveries, item, targets, repeats: [], version };
+    return { event, eventId, deliveries, item, targets, repeats: [], version: config.version };
   }
 
   function settle(
@@ -555,7 +556,7 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
       const delivery = m.deliveries[i]!;
       const target = m.targets[i]!;
       const { subscriptionId } = target;
-      if (delivery.owned) {
+      if (delivery.place !== undefined) {
         owned.push({
           tenantId,
           deliveryId: encodeId('dlv', delivery.deliveryId) as DeliveryId,
@@ -568,7 +569,7 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
           leaseUntilMs: startedAt + deps.leaseMs,
           dueAtMs: nowMs,
           isOrdered: false,
-          isHandedOver: true,
+          place: delivery.place,
           event,
         });
       } else if (target.state === 'active' && (deliverAfterMs === undefined || deliverAfterMs <= nowMs)) {
@@ -579,9 +580,7 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
 
   function giveBack(m: Matched): void {
     deps.admission.giveBack(m.event.tenantId, m.deliveries.length);
-    m.deliveries.forEach(({ owned }, i) => {
-      if (owned) deps.localWorker?.unreserve(m.event.tenantId, m.targets[i]!.subscriptionId);
-    });
+    for (const { place } of m.deliveries) if (place !== undefined) deps.localWorker?.unreserve(place);
   }
 
   return {

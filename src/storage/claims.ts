@@ -147,7 +147,7 @@ function toClaim(row: ClaimRow, lease: Buffer, leaseUntilMs: number, isOrdered: 
     leaseUntilMs,
     dueAtMs: row.due_ms,
     isOrdered,
-    isHandedOver: false,
+    place: undefined,
   };
 }
 

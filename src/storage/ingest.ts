@@ -92,11 +92,11 @@ export async function ingest(pool: Statements, batch: IngestBatch): Promise<Inge
 
 async function store(pool: Statements, batch: IngestBatch, limited: boolean): Promise<IngestResult[]> {
   const keyed = batch.events.filter((e) => e.event.idempotencyKey !== '').sort(byKey);
-  const deliveries = batch.events.flatMap((e) => e.deliveries.map((d) => ({ ...d, of: e })));
+  const deliveries = batch.events.flatMap((e) => e.deliveries);
   const values = [
     ...tenantColumns(batch),
     ...eventColumns(batch.events),
-    ...deliveryColumns(deliveries),
+    ...deliveryColumns(batch.events, deliveries),
     batch.lease,
     `${batch.leaseMs} ms`,
     batch.slot,
@@ -339,13 +339,19 @@ function metadataText(metadata: Readonly<Record<string, string>>): string | null
   return null;
 }
 
-function deliveryColumns(deliveries: readonly (IngestDelivery & { readonly of: IngestEvent })[]): Buffer[] {
+/** `deliveries` are those of all `events`, in their order. */
+function deliveryColumns(events: readonly IngestEvent[], deliveries: readonly IngestDelivery[]): Buffer[] {
+  const ofEach = <T>(pick: (e: NewEvent) => T): T[] => {
+    const column: T[] = [];
+    for (const { event, deliveries } of events) for (const _ of deliveries) column.push(pick(event));
+    return column;
+  };
   return [
-    textArray(deliveries.map((d) => d.of.event.tenantId)),
+    textArray(ofEach((e) => e.tenantId)),
     uuidArray(deliveries.map((d) => d.deliveryId)),
     uuidArray(deliveries.map((d) => d.subscriptionId)),
     boolArray(deliveries.map((d) => d.owned)),
-    float8Array(deliveries.map((d) => d.of.event.deliverAfterMs ?? null)),
+    float8Array(ofEach((e) => e.deliverAfterMs ?? null)),
   ];
 }
 

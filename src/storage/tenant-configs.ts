@@ -9,7 +9,7 @@ import { createPatternIndex, type PatternIndex } from '../domain/event-type.ts';
 import { idBytes, idFromUuid, type SubscriptionId, type TenantId } from '../domain/ids.ts';
 import type { Quota } from '../domain/quota.ts';
 import { type MasterKeys, type Sealed, type Unseal, unsealerOf } from '../domain/sealing.ts';
-import { SCHEMES, type SigningKey, signingKey } from '../domain/signature.ts';
+import { type KeyRoom, keyRoom, SCHEMES, type SigningKey, signingKey } from '../domain/signature.ts';
 import type { BatchPolicy, OnDeadLetter, Ordering, SubscriptionState } from '../domain/subscription.ts';
 import type { TenantState } from '../domain/tenant.ts';
 import { BREAKER_JSON, breakerSchema } from './breakers.ts';
@@ -259,11 +259,12 @@ async function readConfig(
   const quota = { ...defaultQuota, ...first.quota };
   const unseal = unsealerOf(masterKeys);
   const same = createSame();
+  const keys = keyRoom(rows.reduce((count, row) => count + (row.sealed?.length ?? 0), 0));
   const targets = new Map<SubscriptionId, Target>();
   const patterns: { patterns: readonly string[]; value: Target }[] = [];
   for (const row of rows) {
     if (row.id === null) continue;
-    const target = toTarget(tenantId, row, unseal, quota, nowMs, same);
+    const target = toTarget(tenantId, row, unseal, quota, nowMs, same, keys);
     targets.set(target.subscriptionId, target);
     patterns.push({ patterns: row.event_types ?? [], value: target });
   }
@@ -304,6 +305,7 @@ function toTarget(
   quota: Quota,
   nowMs: number,
   same: ReturnType<typeof createSame>,
+  keys: KeyRoom,
 ): Target {
   const subscriptionId = idFromUuid('sub', row.id ?? '') as SubscriptionId;
   const context = { tenantId, resourceId: subscriptionId, column: 'secret' };
@@ -315,32 +317,35 @@ function toTarget(
     key: signingKey(
       row.schemes?.[i] ?? 'v1',
       unseal(context, { masterKeyId: row.master_key_ids?.[i] ?? '', bytes }),
+      keys,
     ),
     liveUntilMs: nowMs + (row.live_ms?.[i] ?? Number.POSITIVE_INFINITY),
   }));
   const allLast = secrets.every((secret) => secret.liveUntilMs === Number.POSITIVE_INFINITY);
+  // In the order of use: first what a publish looks at, then what an attempt does, and last what most never do. In this order
+  // they lie in memory, and of very many targets each line of it is one that no cache has.
   return {
     subscriptionId,
     idBytes: idBytes(subscriptionId),
-    origin: same.text(origin),
-    path: same.text(pathname + search),
-    headers: same.object(row.headers ?? {}),
-    retryPolicy: same.object(row.retry_policy ?? DEFAULT_RETRY_POLICY),
-    attemptTimeoutMs: row.attempt_timeout_ms ?? 0,
     state: row.state ?? 'disabled',
-    secrets,
-    lastingKeys: allLast ? secrets.map((secret) => secret.key) : undefined,
-    compatibilityHeaders: row.compatibility_headers ?? false,
+    ordering: row.ordering ?? 'none',
+    breaker: row.breaker === null ? undefined : targetBreaker(row.breaker, nowMs),
     maxPerSecond: row.max_per_second ?? undefined,
     maxInFlight: row.max_in_flight ?? undefined,
-    credentials,
-    tlsId: credentials.tls === undefined ? '' : tlsIdOf(subscriptionId, credentials.tls),
-    breaker: row.breaker === null ? undefined : targetBreaker(row.breaker, nowMs),
-    allowHttp: quota.allowHttpEndpoints,
-    url: same.text(row.url ?? ''),
-    ordering: row.ordering ?? 'none',
-    onDeadLetter: row.on_dead_letter ?? 'skip',
     batch: row.batch === null ? undefined : same.object(row.batch),
+    attemptTimeoutMs: row.attempt_timeout_ms ?? 0,
+    credentials,
+    allowHttp: quota.allowHttpEndpoints,
+    origin: same.text(origin),
+    lastingKeys: allLast ? secrets.map((secret) => secret.key) : undefined,
+    headers: same.object(row.headers ?? {}),
+    compatibilityHeaders: row.compatibility_headers ?? false,
+    path: same.text(pathname + search),
+    tlsId: credentials.tls === undefined ? '' : tlsIdOf(subscriptionId, credentials.tls),
+    retryPolicy: same.object(row.retry_policy ?? DEFAULT_RETRY_POLICY),
+    onDeadLetter: row.on_dead_letter ?? 'skip',
+    secrets,
+    url: same.text(row.url ?? ''),
   };
 }
 

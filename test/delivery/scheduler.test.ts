@@ -1,14 +1,16 @@
-import { describe, expect, test } from 'vitest';
+import { describe, expect, test, vi } from 'vitest';
 import {
   createScheduler as create,
   limitsFor,
   type SchedulerDeps,
   type SchedulerLimits,
   type Turn,
+  targetOf,
   worthwhileOf,
 } from '../../src/delivery/scheduler.ts';
 import type { ClaimedDelivery } from '../../src/domain/delivery.ts';
 import type { DeliveryId, EventId, SubscriptionId, TenantId } from '../../src/domain/ids.ts';
+import type { Target, TenantConfig } from '../../src/storage/tenant-configs.ts';
 
 let serial = 0;
 function delivery(tenant: string, subscription: string, bytes = 10): ClaimedDelivery {
@@ -25,7 +27,7 @@ function delivery(tenant: string, subscription: string, bytes = 10): ClaimedDeli
     leaseUntilMs: 0,
     dueAtMs: 0,
     isOrdered: false,
-    isHandedOver: false,
+    place: undefined,
     event: {
       eventId: 'evt_x' as EventId,
       type: 'a',
@@ -147,8 +149,9 @@ describe('the scheduler', () => {
     for (let i = 0; i < 4; i++) scheduler.offer(delivery('a', 'x'));
     expect(rooms()).toEqual([0, 8, 4]);
     for (let i = 0; i < 3; i++) {
-      expect(scheduler.reserve(a, x)).toBe(true);
-      scheduler.offer({ ...delivery('a', 'x'), isHandedOver: true });
+      const place = scheduler.reserve(a, x);
+      expect(place).toBeDefined();
+      scheduler.offer({ ...delivery('a', 'x'), place });
     }
     expect([...rooms(), scheduler.waitingOf(a, x)]).toEqual([0, 8, 4, 7]);
     take(scheduler, 2);
@@ -182,11 +185,10 @@ describe('the scheduler', () => {
     const before = scheduler.room(a, x, 1);
     expect(before).toBe(4);
     const behind = delivery('a', 'x');
-    expect([scheduler.reserve(a, x), scheduler.reserve(a, x)]).toEqual([true, true]);
+    const places = [scheduler.reserve(a, x)!, scheduler.reserve(a, x)!];
     scheduler.holdBehind(behind);
     expect([scheduler.room(a, x, 1), scheduler.waitingOf(a, x)]).toEqual([1, 3]);
-    scheduler.unreserve(a, x);
-    scheduler.unreserve(a, x);
+    for (const place of places) scheduler.unreserve(place);
     scheduler.leaveBehind(behind);
     expect([scheduler.room(a, x, 1), scheduler.waitingOf(a, x)]).toEqual([before, 0]);
   });
@@ -282,6 +284,28 @@ describe('the scheduler', () => {
     const ofX = flying.filter((turn) => name(turn) === 'a/x');
     for (const turn of ofX.slice(0, 2)) scheduler.finished(turn);
     expect(name(scheduler.next())).toBe('a/z');
+  });
+
+  test('a queue’s target is looked up once in a configuration, and anew in the next one', () => {
+    const scheduler = createScheduler(limits());
+    for (let i = 0; i < 2; i++) scheduler.offer(delivery('a', 'x'));
+    const { queue } = scheduler.next()!;
+    const configOf = (target: Partial<Target> | undefined) => {
+      const get = vi.fn(() => target);
+      return { get, config: { targets: { get } } as unknown as TenantConfig };
+    };
+    const [first, changed, gone] = [
+      configOf({ url: 'first' }),
+      configOf({ url: 'changed' }),
+      configOf(undefined),
+    ];
+    expect([1, 2].map(() => targetOf(queue, first.config)?.url)).toEqual(['first', 'first']);
+    expect([1, 2].map(() => targetOf(scheduler.next()?.queue ?? queue, changed.config)?.url)).toEqual([
+      'changed',
+      'changed',
+    ]);
+    expect([1, 2].map(() => targetOf(queue, gone.config))).toEqual([undefined, undefined]);
+    expect([first, changed, gone].map(({ get }) => get.mock.calls)).toEqual([[['x']], [['x']], [['x']]]);
   });
 
   test('any order of offers, takes and ends leaves the counts right and loses nothing', () => {

@@ -11,7 +11,13 @@ import {
   scheduledDelayMs,
 } from '../../src/domain/backoff.ts';
 import type { SendResult } from '../../src/domain/delivery.ts';
-import { formatSecret, parseSecret, signatureHeader, signingKey } from '../../src/domain/signature.ts';
+import {
+  formatSecret,
+  keyRoom,
+  parseSecret,
+  signatureHeader,
+  signingKey,
+} from '../../src/domain/signature.ts';
 import { judge } from '../../src/domain/verdict.ts';
 
 const list: RetryPolicy = { schedule: { kind: 'list', delaysMs: [1000, 2000] }, jitter: 'none' };
@@ -173,6 +179,20 @@ describe('signatures', () => {
         expect(signatureHeader([signingKey('v1', key)], 'evt_1', 1_700_000_000, body)).toBe(`v1,${expected}`);
       }),
     );
+  });
+  test('by keys that share a room are those of each alone, and a room takes as many as it was made for', () => {
+    const room = keyRoom(3);
+    const secrets = [24, 100, 64].map((bytes) => randomBytes(bytes));
+    const keys = secrets.map((secret) => signingKey('v1', secret, room));
+    for (const body of [Buffer.from('{}'), randomBytes(5_000)]) {
+      const header = signatureHeader(keys, 'evt_1', 1_700_000_000, body);
+      const expected = secrets.map((secret) => {
+        const hmac = createHmac('sha256', secret).update('evt_1.1700000000.').update(body);
+        return `v1,${hmac.digest('base64')}`;
+      });
+      expect(header).toBe(expected.join(' '));
+    }
+    expect(() => signingKey('v1', randomBytes(32), room)).toThrow('no room');
   });
   test('of ed25519 are those of id, time and body, for bodies of any size one after the other', () => {
     const seed = randomBytes(32);

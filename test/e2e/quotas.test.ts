@@ -1,6 +1,7 @@
 // Quotas of tenants: what is refused, with which details, how soon; and usage that is exact.
 import { Code, ConnectError } from '@connectrpc/connect';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { DeliveryState } from '../../gen/dispatch/v1/event_pb.ts';
 import { UsageInterval } from '../../gen/dispatch/v1/tenant_service_pb.ts';
 import {
   BadRequestSchema,
@@ -202,6 +203,26 @@ describe('a tenant over its quota is refused, with the quota, its limit and what
     await expect(clients.subscriptions.createSubscription({ subscription })).rejects.toThrow(/https/);
     await admin.tenants.setQuota({ tenantId, quota: { allowHttpEndpoints: true } });
     await clients.subscriptions.createSubscription({ subscription });
+    // One that is there is sent nothing once it may not be, while one that the guard lets through is.
+    const retryPolicy = { schedule: { case: 'list' as const, value: { delays: [{ nanos: 1_000_000 }] } } };
+    await clients.subscriptions.createSubscription({
+      subscription: { ...subscription, eventTypes: ['y'], retryPolicy },
+    });
+    await clients.subscriptions.createSubscription({
+      subscription: { url: receiver.url, eventTypes: ['y'], retryPolicy },
+    });
+    await admin.tenants.setQuota({ tenantId, quota: { allowHttpEndpoints: false } });
+    const { eventId } = await clients.publish.publish({ event: { ...event(), type: 'y' } });
+    const dead = await eventually(async () => {
+      const { deliveries } = await clients.events.listDeliveries({ eventId });
+      const states = deliveries.map((d) => d.state).sort();
+      expect(states).toEqual([DeliveryState.SUCCEEDED, DeliveryState.DEAD_LETTERED]);
+      return deliveries.find((d) => d.state === DeliveryState.DEAD_LETTERED)!;
+    }, 10_000);
+    const { attempts } = await clients.events.listAttempts({ deliveryId: dead.deliveryId });
+    expect(attempts.map((a) => a.errorMessage)).toEqual(
+      Array(2).fill(expect.stringMatching(/https endpoints only/)),
+    );
   });
 
   test('of days of history, which cannot be more than the installation keeps', async () => {

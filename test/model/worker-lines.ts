@@ -224,7 +224,7 @@ function deliveryOf(id: number, lease: string, state: State): ClaimedDelivery {
     leaseUntilMs: 0,
     dueAtMs: 0,
     isOrdered: true,
-    isHandedOver: false,
+    place: undefined,
     event: EVENT,
   };
 }
