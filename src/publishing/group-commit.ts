@@ -2,10 +2,11 @@
 // commit runs the next batch fills. May import storage, domain and telemetry.
 //
 // States of an item: queued → in a commit → done, or back to queued (its tenant's configuration changed; its key's
-// owner vanished) at most MAX_ROUNDS times.
+// owner vanished) at most MAX_ROUNDS times. One whose tenant's configuration is not in memory waits for that apart from the
+// others, and is queued again before what came after it.
 import { performance } from 'node:perf_hooks';
 import type { ClaimedDelivery, Place } from '../domain/delivery.ts';
-import { DispatchError, notFound } from '../domain/errors.ts';
+import { DispatchError } from '../domain/errors.ts';
 import { fingerprintOf, type NewEvent } from '../domain/event.ts';
 import {
   type DeliveryId,
@@ -20,6 +21,7 @@ import type { QueueKey } from '../storage/claims.ts';
 import type { IngestBatch, IngestEvent, IngestResult, IngestTenant } from '../storage/ingest.ts';
 import type { Target, TenantConfig } from '../storage/tenant-configs.ts';
 import type { Admission } from './admission.ts';
+import { type ConfigReadsDeps, createConfigReads } from './config-reads.ts';
 import { lineOf } from './line.ts';
 
 /** The answer to a publish. */
@@ -52,11 +54,7 @@ export type GroupCommitDeps = {
   readonly margin: () => number;
   /** A number that no other process has: its lanes count usage in slots of their own. */
   readonly usageSlot: number;
-  readonly configs: {
-    readonly get: (tenantId: TenantId) => Promise<TenantConfig | undefined>;
-    readonly peek: (tenantId: TenantId) => TenantConfig | undefined;
-    readonly forget: (tenantId: TenantId) => void;
-  };
+  readonly configs: ConfigReadsDeps<unknown>['configs'];
   readonly localWorker: LocalWorker | undefined;
   /** Says that queues have something due that nobody holds. */
   readonly ready: (queues: Iterable<QueueKey>) => void;
@@ -103,12 +101,16 @@ const MAX_QUEUED_BYTES = 256 * 1024 * 1024;
 export const MAX_UNDER_WAY = LANES * MAX_EVENTS;
 
 type Item = {
+  /** Counts them in the order in which they came. */
+  readonly serial: number;
   readonly event: NewEvent;
   readonly isWanted: () => boolean;
   readonly done: (outcome: PublishOutcome) => void;
   rounds: number;
   /** The quota by whose publish rate it has a token. */
   paidBy: Quota | undefined;
+  /** What was read for it, until it is in a commit: a tenant that changes may not be in memory by then. */
+  config: TenantConfig | undefined;
 };
 
 /** One that is owned has its place in the worker of this process. */
@@ -126,6 +128,7 @@ type Matched = IngestEvent & {
 
 export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
   let queue: Item[] = [];
+  let itemCount = 0;
   let queuedBytes = 0;
   let waiters: (() => void)[] = [];
   const lanes = Array.from({ length: MAX_COMMITS }, (_, i) => deps.usageSlot * LANES + i);
@@ -145,7 +148,12 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
   const far = new Map<TenantId, { readonly version: number; readonly untilMs: number }>();
   const commitCount = () => MAX_COMMITS - lanes.length;
   let pumpsSoon = false;
-  const isIdle = () => commitCount() === 0 && queue.length === 0 && nearCount === 0 && nearRunning.size === 0;
+  const isIdle = () =>
+    commitCount() === 0 &&
+    queue.length === 0 &&
+    nearCount === 0 &&
+    nearRunning.size === 0 &&
+    reads.count() === 0;
 
   function pump(): void {
     while (queue.length > 0 && (commitCount() === 0 || (lanes.length > 0 && queue.length >= BESIDE))) {
@@ -197,9 +205,11 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
     for (const item of items) {
       const { tenantId, payload } = item.event;
       nearUntil.set(tenantId, untilMs);
-      const waiting = near.get(tenantId);
-      if (waiting === undefined) near.set(tenantId, [item]);
-      else waiting.push(item);
+      const waiting = near.get(tenantId) ?? [];
+      waiting.push(item);
+      // What had to be done again comes before what came after it.
+      if ((waiting.at(-2)?.serial ?? 0) > item.serial) waiting.sort(bySerial);
+      near.set(tenantId, waiting);
       nearCount++;
       queuedBytes += payload.length;
     }
@@ -246,14 +256,17 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
 
   function requeue(items: readonly Item[]): void {
     const again: Item[] = [];
+    const nearAgain: Item[] = [];
     for (const item of items) {
-      if (++item.rounds < MAX_ROUNDS) again.push(item);
+      item.config = undefined;
+      if (++item.rounds < MAX_ROUNDS) (near.has(item.event.tenantId) ? nearAgain : again).push(item);
       else
         refuse(
           item,
           new DispatchError('UNAVAILABLE', 'the tenant changes too fast; try again', { retryAfterMs: 100 }),
         );
     }
+    sendNear(nearAgain);
     for (const item of again) queuedBytes += item.event.payload.length;
     // To the back: what has to be done again must not keep others waiting. But what has an order goes before what came
     // after it.
@@ -277,10 +290,11 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
       sendNear(wanted.filter(isNear));
       wanted = wanted.filter((item) => !isNear(item));
     }
+    wanted = withConfig(wanted);
     let open: readonly Item[] = wanted; // items that nobody has answered or queued again yet
     let matched: readonly Matched[] = [];
     try {
-      const configs = await loadConfigs(wanted);
+      const configs = configsOf(wanted);
       wanted = await payRates(wanted, configs);
       open = wanted;
       const prepared = prepare(wanted, configs, lane);
@@ -314,12 +328,12 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
   /** Takes a token of its tenant's publish rate for each item that has none; refuses those that get none. */
   async function payRates(
     items: readonly Item[],
-    configs: ReadonlyMap<TenantId, TenantConfig | DispatchError>,
+    configs: ReadonlyMap<TenantId, TenantConfig>,
   ): Promise<readonly Item[]> {
     const unpaid = new Map<TenantConfig, Item[]>();
     for (const item of items) {
       const config = configs.get(item.event.tenantId)!;
-      if (config instanceof DispatchError || hasPaid(item, config.quota)) continue;
+      if (hasPaid(item, config.quota)) continue;
       const ofTenant = unpaid.get(config);
       if (ofTenant === undefined) unpaid.set(config, [item]);
       else ofTenant.push(item);
@@ -338,44 +352,67 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
     return refused.size === 0 ? items : items.filter((item) => !refused.has(item));
   }
 
-  /** The configuration of each tenant of a batch, or why it may not publish. */
-  async function loadConfigs(items: readonly Item[]): Promise<Map<TenantId, TenantConfig | DispatchError>> {
-    const configs = new Map<TenantId, TenantConfig | DispatchError>();
-    for (const { event } of items) {
-      const { tenantId } = event;
-      if (configs.has(tenantId)) continue;
-      const known = deps.configs.peek(tenantId);
-      // Nobody is refused for what is kept: a tenant may be resumed, or created anew, at any moment.
-      if (known !== undefined && known.state !== 'active') deps.configs.forget(tenantId);
-      const config = known?.state === 'active' ? known : await readConfig(tenantId);
-      if (config instanceof DispatchError) {
-        configs.set(tenantId, config);
-      } else if (config?.state === 'active') {
-        configs.set(tenantId, config);
-      } else {
-        configs.set(tenantId, config === undefined ? notFound('tenant', tenantId) : inactive(config));
-        deps.configs.forget(tenantId);
-      }
-    }
-    return configs;
+  /**
+   * The items whose tenants' configuration is at hand. The others wait until it is read, with what comes after them of the
+   * same tenant: a tenant of ten thousand subscriptions takes half a second, which nobody else's events wait for.
+   */
+  function withConfig(items: readonly Item[]): readonly Item[] {
+    const isReady = (item: Item) => {
+      const { tenantId } = item.event;
+      return !reads.has(tenantId) && configFor(item)?.state === 'active';
+    };
+    const ready = items.filter(isReady);
+    if (ready.length === items.length) return items;
+    return items.filter((item) => {
+      if (isReady(item)) return true;
+      waitForConfig(item);
+      return false;
+    });
   }
 
-  /** A configuration that cannot be read is its tenant's trouble, not the batch's. */
-  async function readConfig(tenantId: TenantId): Promise<TenantConfig | DispatchError | undefined> {
-    try {
-      return await deps.configs.get(tenantId);
-    } catch (error) {
-      const known = deps.unavailable(error);
-      if (known === undefined) deps.onError(error);
-      const message = `the configuration of tenant ${tenantId} cannot be read`;
-      return known ?? new DispatchError('INTERNAL', message, { cause: error });
+  const configFor = (item: Item): TenantConfig | undefined => {
+    const known = deps.configs.peek(item.event.tenantId);
+    return known?.state === 'active' ? known : item.config;
+  };
+
+  function waitForConfig(item: Item): void {
+    queuedBytes += item.event.payload.length;
+    reads.wait(item.event.tenantId, item);
+  }
+
+  const reads = createConfigReads<Item>({
+    configs: deps.configs,
+    unavailable: deps.unavailable,
+    onRead(items, config) {
+      for (const item of items) item.config = config;
+      queue = [...items, ...queue]; // before what came after them
+      pump();
+    },
+    onRefused(items, refusal) {
+      for (const item of items) {
+        queuedBytes -= item.event.payload.length;
+        refuse(item, refusal);
+      }
+      wakeIfIdle();
+    },
+    onError: deps.onError,
+  });
+
+  function configsOf(items: readonly Item[]): Map<TenantId, TenantConfig> {
+    const configs = new Map<TenantId, TenantConfig>();
+    for (const item of items) {
+      const { tenantId } = item.event;
+      const config = configs.get(tenantId) ?? configFor(item)!;
+      configs.set(tenantId, config);
+      item.config = undefined;
     }
+    return configs;
   }
 
   /** Matches events with their tenants' configurations. A key may occur once in a batch. */
   function prepare(
     items: readonly Item[],
-    configs: ReadonlyMap<TenantId, TenantConfig | DispatchError>,
+    configs: ReadonlyMap<TenantId, TenantConfig>,
     slot: number,
   ): {
     readonly batch: IngestBatch & { readonly events: readonly Matched[] };
@@ -391,10 +428,6 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
     for (const item of items) {
       const { event } = item;
       const config = configs.get(event.tenantId)!;
-      if (config instanceof DispatchError) {
-        refuse(item, config);
-        continue;
-      }
       const targets = config.matches.match(event.type);
       const key = event.idempotencyKey === '' ? '' : `${event.tenantId}/${event.idempotencyKey}`;
       const isFull = events.length > 0 && deliveryCount + targets.length > MAX_DELIVERIES;
@@ -585,14 +618,22 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
 
   return {
     add(event, isWanted, done) {
-      if (queue.length + nearCount >= MAX_QUEUED || queuedBytes >= MAX_QUEUED_BYTES) {
+      if (queue.length + nearCount + reads.count() >= MAX_QUEUED || queuedBytes >= MAX_QUEUED_BYTES) {
         const message = 'more is being published than the database takes; try again later';
         const details = { reason: 'PUBLISH_QUEUE_FULL', retryAfterMs: 1_000 };
         done({ ok: false, error: new DispatchError('RESOURCE_EXHAUSTED', message, details) });
         return;
       }
       queuedBytes += event.payload.length;
-      queue.push({ event, isWanted, done, rounds: 0, paidBy: undefined });
+      queue.push({
+        serial: itemCount++,
+        event,
+        isWanted,
+        done,
+        rounds: 0,
+        paidBy: undefined,
+        config: undefined,
+      });
       // The microtask lets the events of one request, and of requests read in one turn, go into one commit: a commit has a
       // row to write for each of its tenants, however few of their events it holds.
       if (pumpsSoon || (commitCount() > 0 && queue.length < BESIDE)) return;
@@ -610,14 +651,9 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
 const hasPaid = ({ paidBy }: Item, quota: Quota): boolean =>
   paidBy?.publishPerSecond === quota.publishPerSecond && burstOf(paidBy) === burstOf(quota);
 
-const GONE = new DispatchError('CANCELLED', 'the caller has gone, so the event was not stored');
+const bySerial = (a: Item, b: Item) => a.serial - b.serial;
 
-function inactive(config: TenantConfig): DispatchError {
-  if (config.state === 'deleting') return notFound('tenant', config.tenantId);
-  return new DispatchError('FAILED_PRECONDITION', `tenant ${config.tenantId} is suspended`, {
-    reason: 'TENANT_SUSPENDED',
-  });
-}
+const GONE = new DispatchError('CANCELLED', 'the caller has gone, so the event was not stored');
 
 function usedUp(tenantId: TenantId, over: Extract<IngestResult, { kind: 'over' }>): DispatchError {
   const { field, limit, retryAfterMs } = over;

@@ -8,6 +8,14 @@ import { createTenantConfigs } from '../../src/storage/tenant-configs.ts';
 import { cloneDatabase } from '../support/database.ts';
 import { eventually } from '../support/eventually.ts';
 
+const failed = (error: unknown) => expect.fail(`${error}`);
+
+/** As many subscriptions ($2) of a tenant ($1), without secrets. */
+const SUBSCRIPTIONS = `
+  INSERT INTO subscriptions (tenant_id, id, url, event_types, description, headers, attempt_timeout_ms, metadata, state)
+  SELECT $1, gen_random_uuid(), 'https://example.com/', '{order}', '', '{}', 1000, '{}', 'active'
+  FROM generate_series(1, $2::int4)`;
+
 test('a check that failed is not tried again at once, however often the configuration is used', async () => {
   await using database = await cloneDatabase();
   await using db = await openDatabase(database.url, 1, () => {});
@@ -51,20 +59,11 @@ test('a configuration of many subscriptions is read by their keys, also by a pla
     "INSERT INTO tenants (tenant_id, display_name, metadata, state) VALUES ($1, '', '{}', 'active')",
     [tenantId],
   );
-  const configs = createTenantConfigs(
-    db,
-    [],
-    DEFAULT_QUOTA,
-    () => performance.now(),
-    (error) => expect.fail(`${error}`),
-  );
+  const configs = createTenantConfigs(db, [], DEFAULT_QUOTA, () => performance.now(), failed);
   for (let i = 0; i < 10; i++) await configs.reload(tenantId); // from the sixth on a plan may be kept
   const count = 1_000;
   await database.owner.query(
-    `WITH made AS (
-        INSERT INTO subscriptions (tenant_id, id, url, event_types, description, headers, attempt_timeout_ms, metadata, state)
-        SELECT $1, gen_random_uuid(), 'https://example.com/', '{order}', '', '{}', 1000, '{}', 'active'
-        FROM generate_series(1, $2) RETURNING id),
+    `WITH made AS (${SUBSCRIPTIONS} RETURNING id),
       secrets AS (
         INSERT INTO subscription_secrets (tenant_id, subscription_id, id, master_key_id, sealed)
         SELECT $1, id, gen_random_uuid(), 'k1', '' FROM made),
@@ -76,11 +75,65 @@ test('a configuration of many subscriptions is read by their keys, also by a pla
     [tenantId, count],
   );
   const { rows } = await db.claims.query<{ 'QUERY PLAN': [{ Plan: { [name: string]: unknown } }] }>(
-    `EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) EXECUTE "tenant-config" ('${tenantId}')`,
+    `EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON)
+      EXECUTE "tenant-config" ('${tenantId}', '00000000-0000-0000-0000-000000000000', 200)`,
   );
   const plan = rows[0]!['QUERY PLAN'][0].Plan;
-  expect(plan['Actual Rows']).toBe(count);
+  expect(plan['Actual Rows']).toBe(200);
   const pages = Number(plan['Shared Hit Blocks']) + Number(plan['Shared Read Blocks']);
   // Three look-ups of a row, of at most four pages each: of all of a tenant's rows for each it would be ten times that.
-  expect(pages).toBeLessThan(count * 12 + 200);
+  expect(pages).toBeLessThan(200 * 12 + 200);
+});
+
+test('a configuration has all of its subscriptions, whatever their number is to that of a page', async () => {
+  await using database = await cloneDatabase();
+  await using db = await openDatabase(database.url, 2, () => {});
+  const configs = createTenantConfigs(db, [], DEFAULT_QUOTA, () => performance.now(), failed);
+  for (const count of [0, 1, 199, 200, 201, 400, 1_001]) {
+    const tenantId = `with-${count}` as TenantId;
+    await database.owner.query(
+      "INSERT INTO tenants (tenant_id, display_name, metadata, state) VALUES ($1, '', '{}', 'active')",
+      [tenantId],
+    );
+    await database.owner.query(SUBSCRIPTIONS, [tenantId, count]);
+    const config = await configs.get(tenantId);
+    expect([tenantId, config?.targets.size]).toEqual([tenantId, count]);
+    expect([tenantId, config?.matches.match('order').length]).toEqual([tenantId, count]);
+  }
+});
+
+test('a configuration that changes while it is read has the version from before, so that nothing is matched with it', async () => {
+  await using database = await cloneDatabase();
+  await using db = await openDatabase(database.url, 2, () => {});
+  const tenantId = 'acme' as TenantId;
+  await database.owner.query(
+    "INSERT INTO tenants (tenant_id, display_name, metadata, state) VALUES ($1, '', '{}', 'active')",
+    [tenantId],
+  );
+  await database.owner.query(SUBSCRIPTIONS, [tenantId, 300]);
+  let pageCount = 0;
+  const query: typeof db.claims.query = async (...args) => {
+    const page = await db.claims.query(...(args as Parameters<typeof db.claims.query>));
+    if (pageCount++ === 0) {
+      await database.owner.query('UPDATE tenants SET config_version = config_version + 1');
+      await database.owner.query("UPDATE subscriptions SET url = 'https://example.com/new'");
+    }
+    return page as never;
+  };
+  const claims = { query } as typeof db.claims;
+  const configs = createTenantConfigs(
+    { many: db.many, claims },
+    [],
+    DEFAULT_QUOTA,
+    () => performance.now(),
+    failed,
+  );
+  const [config] = await Promise.all([configs.get(tenantId)]);
+  const { rows } = await database.owner.query('SELECT config_version::int4 AS version FROM tenants');
+  const paths = [...config!.targets.values()].map(({ path }) => path);
+  expect([config!.version, paths.filter((path) => path === '/new').length]).toEqual([
+    rows[0].version - 1,
+    100,
+  ]);
+  expect((await configs.reload(tenantId))?.version).toBe(rows[0].version);
 });

@@ -1,0 +1,182 @@
+// What waits for what in front of the commit. That what is committed is right is for test/storage and test/e2e.
+import { randomBytes } from 'node:crypto';
+import { expect, test } from 'vitest';
+import { DispatchError } from '../../src/domain/errors.ts';
+import type { NewEvent } from '../../src/domain/event.ts';
+import { createPatternIndex } from '../../src/domain/event-type.ts';
+import { createIdSource, type TenantId } from '../../src/domain/ids.ts';
+import { DEFAULT_QUOTA } from '../../src/domain/quota.ts';
+import type { TenantState } from '../../src/domain/tenant.ts';
+import { createGroupCommit, type PublishOutcome } from '../../src/publishing/group-commit.ts';
+import type { IngestBatch, IngestResult } from '../../src/storage/ingest.ts';
+import type { Target, TenantConfig } from '../../src/storage/tenant-configs.ts';
+
+const configOf = (
+  tenantId: string,
+  fields: { version?: number; state?: TenantState } = {},
+): TenantConfig => ({
+  tenantId: tenantId as TenantId,
+  version: 1,
+  state: 'active',
+  quota: DEFAULT_QUOTA,
+  targets: new Map(),
+  matches: createPatternIndex<Target>([]),
+  isOrdered: true,
+  hasBatches: false,
+  ...fields,
+});
+
+/** A group commit over configurations that are read when a test says so, and what it wrote: tenant and type. */
+function start(
+  known: readonly TenantConfig[],
+  ingest?: (batch: IngestBatch) => IngestResult[],
+  ingestNearLimit?: (batch: IngestBatch) => Promise<IngestResult[]>,
+) {
+  const memory = new Map<string, TenantConfig>(known.map((config) => [config.tenantId, config]));
+  const reads: {
+    readonly tenantId: string;
+    readonly end: (config: TenantConfig | Error | undefined) => void;
+  }[] = [];
+  const written: string[] = [];
+  const note = (batch: IngestBatch, results: IngestResult[]) => {
+    for (const [i, { event }] of batch.events.entries()) {
+      if (results[i]!.kind === 'stored') written.push(`${event.tenantId} ${event.type}`);
+    }
+    return results;
+  };
+  const commit = createGroupCommit({
+    ingest: async (batch) => note(batch, ingest?.(batch) ?? batch.events.map(() => ({ kind: 'stored' }))),
+    ingestNearLimit: async (batch) =>
+      note(batch, (await ingestNearLimit?.(batch)) ?? expect.fail('nobody is near a limit')),
+    admission: {
+      takeRate: async (_, count) => ({ granted: count, refusal: undefined }),
+      refusal: () => undefined,
+      giveBack: () => {},
+    },
+    margin: () => 0,
+    usageSlot: 1,
+    configs: {
+      peek: (tenantId) => memory.get(tenantId),
+      get: (tenantId) =>
+        new Promise((done, fail) => {
+          const end = (config: TenantConfig | Error | undefined) => {
+            if (config instanceof Error) fail(config);
+            else done(config);
+          };
+          reads.push({ tenantId, end });
+        }),
+      forget: (tenantId) => void memory.delete(tenantId),
+    },
+    localWorker: undefined,
+    ready: () => {},
+    ids: createIdSource(Date.now, randomBytes),
+    randomBytes,
+    leaseMs: 60_000,
+    unavailable: () => undefined,
+    onCommit: () => {},
+    onError: () => {},
+  });
+  const publish = (tenantId: string, type: string) =>
+    new Promise<PublishOutcome>((done) => {
+      const event: NewEvent = {
+        tenantId: tenantId as TenantId,
+        type,
+        payload: Buffer.from('{}'),
+        contentType: 'application/json',
+        source: '',
+        subject: '',
+        idempotencyKey: '',
+        orderingKey: '',
+        deliverAfterMs: undefined,
+        metadata: {},
+      };
+      commit.add(event, () => true, done);
+    });
+  return { commit, memory, reads, written, publish };
+}
+
+const codeOf = (outcome: PublishOutcome) => (outcome.ok ? 'OK' : outcome.error.code);
+
+test('nobody’s publish waits for another tenant’s configuration, and what waits for it is stored in order', async () => {
+  const { commit, reads, written, publish } = start([configOf('quick')]);
+  const slow = [publish('slow', 'a'), publish('slow', 'b')];
+  const first = [publish('quick', 'c'), publish('quick', 'd')];
+  expect((await Promise.all(first)).map(codeOf)).toEqual(['OK', 'OK']);
+  slow.push(publish('slow', 'e'));
+  expect(codeOf(await publish('quick', 'f'))).toBe('OK');
+  expect(reads.map(({ tenantId }) => tenantId)).toEqual(['slow']);
+  // It was read for these, and is not in memory: it changed meanwhile.
+  reads[0]!.end(configOf('slow'));
+  expect((await Promise.all(slow)).map(codeOf)).toEqual(['OK', 'OK', 'OK']);
+  slow.push(publish('slow', 'g'));
+  await expect.poll(() => reads.length).toBe(2);
+  reads[1]!.end(configOf('slow', { version: 2 }));
+  expect(codeOf(await slow[3]!)).toBe('OK');
+  await commit.idle();
+  expect(written).toEqual(['quick c', 'quick d', 'quick f', 'slow a', 'slow b', 'slow e', 'slow g']);
+});
+
+test('what was matched with an old configuration comes before what came after it', async () => {
+  const current = (batch: IngestBatch) =>
+    batch.events.map((): IngestResult => {
+      const isStale = batch.tenants.get('moves' as TenantId)!.version < 2;
+      return isStale ? { kind: 'stale' } : { kind: 'stored' };
+    });
+  const { memory, reads, written, publish } = start([configOf('moves')], current);
+  const all = [publish('moves', 'a'), publish('moves', 'b')];
+  await expect.poll(() => reads.length).toBe(1);
+  expect(memory.has('moves')).toBe(false);
+  all.push(publish('moves', 'c'));
+  reads[0]!.end(configOf('moves', { version: 2 }));
+  await expect.poll(() => reads.length === 2 || written.length === 3).toBe(true);
+  reads[1]?.end(configOf('moves', { version: 2 }));
+  expect((await Promise.all(all)).map(codeOf)).toEqual(['OK', 'OK', 'OK']);
+  expect(written).toEqual(['moves a', 'moves b', 'moves c']);
+});
+
+test('so it does near the end of a quota', async () => {
+  const began = Promise.withResolvers<void>();
+  const released = Promise.withResolvers<void>();
+  const isCurrent = ({ tenants }: IngestBatch) => tenants.get('edge' as TenantId)!.version === 2;
+  const { memory, written, publish } = start(
+    [configOf('edge')],
+    (batch) => batch.events.map(() => ({ kind: 'near' })),
+    async (batch) => {
+      began.resolve();
+      await released.promise;
+      memory.set('edge', configOf('edge', { version: 2 }));
+      return batch.events.map(() => (isCurrent(batch) ? { kind: 'stored' } : { kind: 'stale' }));
+    },
+  );
+  memory.delete = () => false; // it is in memory again at once
+  const all = [publish('edge', 'a'), publish('edge', 'b')];
+  await began.promise;
+  all.push(publish('edge', 'c'));
+  await Promise.resolve(); // it waits for those that are under way
+  released.resolve();
+  expect((await Promise.all(all)).map(codeOf)).toEqual(['OK', 'OK', 'OK']);
+  expect(written).toEqual(['edge a', 'edge b', 'edge c']);
+});
+
+test('a tenant that is not there, is suspended or cannot be read is refused, whatever was known of it', async () => {
+  const { commit, reads, written, publish } = start([configOf('was-suspended', { state: 'suspended' })]);
+  const tenants = ['nowhere', 'suspended', 'broken', 'was-suspended'];
+  const outcomes = Promise.all(tenants.map((tenantId) => publish(tenantId, 'a')));
+  const answers = new Map<string, TenantConfig | Error | undefined>([
+    ['nowhere', undefined],
+    ['suspended', configOf('suspended', { state: 'suspended' })],
+    ['broken', new Error('a row is not what it should be')],
+    ['was-suspended', configOf('was-suspended', { version: 2 })],
+  ]);
+  for (const i of tenants.keys()) {
+    await expect.poll(() => reads.length).toBeGreaterThan(i);
+    expect(reads.length).toBeLessThanOrEqual(i + 2); // two at once
+    reads[i]!.end(answers.get(reads[i]!.tenantId));
+  }
+  expect((await outcomes).map(codeOf)).toEqual(['NOT_FOUND', 'FAILED_PRECONDITION', 'INTERNAL', 'OK']);
+  await commit.idle();
+  expect(written).toEqual(['was-suspended a']);
+  expect((await outcomes).filter((o) => !o.ok).every((o) => !o.ok && o.error instanceof DispatchError)).toBe(
+    true,
+  );
+});
