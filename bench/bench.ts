@@ -5,6 +5,7 @@ import { mkdir, writeFile } from 'node:fs/promises';
 import { cpus } from 'node:os';
 import { parseArgs } from 'node:util';
 import { budget } from './scenarios/budget.ts';
+import { changes } from './scenarios/changes.ts';
 import { claims } from './scenarios/claims.ts';
 import { delayed } from './scenarios/delayed.ts';
 import { endToEnd, endToEnd10, endToEnd10By2, endToEnd100 } from './scenarios/end-to-end.ts';
@@ -43,6 +44,7 @@ const SCENARIOS: readonly Scenario[] = [
   claims,
   delayed,
   fairness,
+  changes,
   backlog,
   stored,
 ];

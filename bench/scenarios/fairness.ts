@@ -1,10 +1,8 @@
 // Fairness: 200 quiet tenants at an event a second each, alone, beside one with a backlog of 1,000,000, and beside one
 // with 500 endpoints that hang until the deadline. And what the busy one gets beside them, of what it gets alone.
-import { execFile } from 'node:child_process';
 import { readFile } from 'node:fs/promises';
 import type { AddressInfo } from 'node:net';
 import { createServer } from 'node:net';
-import { promisify } from 'node:util';
 import pg from 'pg';
 import { PublishService } from '../../gen/dispatch/v1/publish_service_pb.ts';
 import { SubscriptionService } from '../../gen/dispatch/v1/subscription_service_pb.ts';
@@ -13,13 +11,12 @@ import { uuidOf } from '../../src/domain/ids.ts';
 import { jsonClient } from '../../test/support/clients.ts';
 import { storeBacklog } from '../../test/support/fleet.ts';
 import { ADMIN_KEY, askSink, type Product, startChild, startProduct } from '../support/processes.ts';
+import { QUIET, startQuiet } from '../support/quiet.ts';
 import { truncate } from '../support/setup.ts';
 import type { Scenario } from './scenario.ts';
 
-const QUIET = 200;
 const HANGING = 500;
 const BACKLOG = 1_000_000;
-const run = promisify(execFile);
 
 /** Takes connections and requests and never answers. */
 async function startHanging(): Promise<AsyncDisposable & { readonly port: number }> {
@@ -58,7 +55,6 @@ export const fairness: Scenario = {
   about: `${QUIET} quiet tenants beside a backlog of ${BACKLOG} and beside ${HANGING} hanging endpoints, ms; share: what the busy one keeps`,
   async start({ serverUrl, seconds }) {
     await using stack = new AsyncDisposableStack();
-    const quietSink = stack.use(await startChild('../support/sink.ts', ['--times']));
     const busySink = stack.use(await startChild('../support/sink.ts', []));
     const hanging = stack.use(await startHanging());
     const product = stack.use(
@@ -67,12 +63,10 @@ export const fairness: Scenario = {
         DISPATCH_DEFAULT_QUOTA: '{"publishPerSecond": 0, "maxBacklog": 0}',
       }),
     );
+    const load = stack.use(await startQuiet(product));
+    const quiet = () => load.measure(seconds);
     const tenants = jsonClient(TenantService, product.httpPort, ADMIN_KEY);
     const publish = jsonClient(PublishService, product.httpPort, ADMIN_KEY);
-    for (let i = 0; i < QUIET; i++) {
-      await tenants.createTenant({ tenant: { tenantId: `quiet-${i}` } });
-      await subscribe(product, `quiet-${i}`, `http://127.0.0.1:${quietSink.firstLine}/`);
-    }
     await tenants.createTenant({ tenant: { tenantId: 'busy' } });
     await tenants.createTenant({ tenant: { tenantId: 'stuck' } });
     const busyId = await subscribe(product, 'busy', `http://127.0.0.1:${busySink.firstLine}/`);
@@ -83,12 +77,6 @@ export const fairness: Scenario = {
     await owner.connect();
     stack.defer(() => owner.end());
 
-    const quiet = async (): Promise<Record<string, number>> => {
-      const path = new URL('../load-quiet.ts', import.meta.url).pathname;
-      const args = [path, product.grpcPort, seconds, quietSink.firstLine, QUIET].map(String);
-      const { stdout } = await run(process.execPath, args);
-      return JSON.parse(stdout) as Record<string, number>;
-    };
     const busyRate = async (during: Promise<unknown>): Promise<number> => {
       const from = Number(await askSink(Number(busySink.firstLine), 'count'));
       const startedAt = performance.now();
@@ -122,12 +110,9 @@ export const fairness: Scenario = {
         await owner.query('CHECKPOINT');
         await settled();
         const alone = await busyRate(new Promise((done) => setTimeout(done, seconds * 1000)));
-        let beside: Record<string, number> = {};
-        const together = await busyRate(
-          quiet().then((found) => {
-            beside = found;
-          }),
-        );
+        const measuring = quiet();
+        const together = await busyRate(measuring);
+        const beside = await measuring;
         await cleared();
         const hang = (async () => {
           for (let round = 0; round < seconds; round++) {
@@ -143,11 +128,11 @@ export const fairness: Scenario = {
         await hang;
         return {
           figures: {
-            'idle p99': idle['p99']!,
-            'backlog p99': beside['p99']!,
-            'hanging p99': stuck['p99']!,
-            'backlog ÷ idle': beside['p99']! / idle['p99']!,
-            'hanging ÷ idle': stuck['p99']! / idle['p99']!,
+            'idle p99': idle.p99,
+            'backlog p99': beside.p99,
+            'hanging p99': stuck.p99,
+            'backlog ÷ idle': beside.p99 / idle.p99,
+            'hanging ÷ idle': stuck.p99 / idle.p99,
             'busy alone /s': alone,
             'busy beside /s': together,
             // What the quiet ones need of the machine when they are alone is theirs; the rest is free.
