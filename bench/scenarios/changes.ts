@@ -19,7 +19,10 @@ export const changes: Scenario = {
   about: `${QUIET} quiet tenants, ms, beside one with ${SUBSCRIPTIONS} subscriptions that change; and its first publish after a change`,
   async start({ serverUrl, seconds }) {
     await using stack = new AsyncDisposableStack();
-    const product = stack.use(await startProduct(serverUrl));
+    const quota = { publishPerSecond: 0, maxSubscriptions: SUBSCRIPTIONS };
+    const product = stack.use(
+      await startProduct(serverUrl, { DISPATCH_DEFAULT_QUOTA: JSON.stringify(quota) }),
+    );
     const quiet = stack.use(await startQuiet(product));
     const sink = stack.use(await startChild('../support/sink.ts', []));
     const url = `http://127.0.0.1:${sink.firstLine}/`;

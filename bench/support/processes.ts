@@ -76,14 +76,18 @@ async function makeWalFiles(url: string): Promise<void> {
 export async function startDatabase(): Promise<AsyncDisposable & { readonly url: string }> {
   const dataDir = await mkdtemp(join(tmpdir(), 'dispatch-bench-'));
   const embedded = await startEmbedded({ dataDir, settings: [`min_wal_size=${WAL_FILES * 16}MB`] });
-  await makeWalFiles(embedded.url);
-  return {
+  const database = {
     url: embedded.url,
     async [Symbol.asyncDispose]() {
       await embedded[Symbol.asyncDispose]();
       await removeEmbedded(dataDir);
     },
   };
+  await makeWalFiles(embedded.url).catch(async (error) => {
+    await database[Symbol.asyncDispose]();
+    throw error;
+  });
+  return database;
 }
 
 export type Product = Child & {

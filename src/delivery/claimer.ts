@@ -41,7 +41,8 @@ export type ClaimerDeps = {
   readonly totalRoom: () => number;
   /** Room for fewer than this is not worth a claim. */
   readonly worthwhile: number;
-  readonly planOf: (queue: QueueKey) => Promise<ClaimPlan>;
+  /** `later`: what it depends on takes long to read; the queue is poked once it is there. */
+  readonly planOf: (queue: QueueKey) => Promise<ClaimPlan | 'later'>;
   /** A claim brought nothing of a queue. */
   readonly foundNothing: (queue: QueueKey) => void;
   readonly accept: (deliveries: readonly ClaimedDelivery[]) => void;
@@ -352,6 +353,10 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
       if (seen.has(keyOf(queue))) continue;
       seen.add(keyOf(queue));
       const plan = await deps.planOf(queue);
+      if (plan === 'later') {
+        due.delete(queue); // until it is said to be due again
+        continue;
+      }
       if (plan.cap === 0) {
         due.delete(queue);
         own.delete(keyOf(queue));

@@ -75,15 +75,18 @@ export type QueueView = {
   /** When the first of it came, on the clock of `now`. */
   readonly sinceMs: number;
   readonly inFlight: number;
-  /** What it was found to be the last time, and in which configuration: see targetOf(). */
-  config: TenantConfig | undefined;
+  /**
+   * What it was found to be the last time, and in which configuration (its serial, 0 for none: a queue must not keep all of an
+   * old one): see targetOf().
+   */
+  configSerial: number;
   target: Target | undefined;
 };
 
 /** A queue's target in a configuration of its tenant: looked up once, however many of its deliveries go. */
 export function targetOf(queue: QueueView, config: TenantConfig): Target | undefined {
-  if (queue.config !== config) {
-    queue.config = config;
+  if (queue.configSerial !== config.serial) {
+    queue.configSerial = config.serial;
     queue.target = config.targets.get(queue.subscriptionId);
   }
   return queue.target;
@@ -111,7 +114,7 @@ type Queue = {
   inFlight: number;
   isInRing: boolean;
   isHeld: boolean;
-  config: TenantConfig | undefined;
+  configSerial: number;
   target: Target | undefined;
 };
 
@@ -183,7 +186,7 @@ export function createScheduler(limits: SchedulerLimits, deps: SchedulerDeps) {
         inFlight: 0,
         isInRing: false,
         isHeld: false,
-        config: undefined,
+        configSerial: 0,
         target: undefined,
       };
       tenant.queues.set(subscriptionId, queue);

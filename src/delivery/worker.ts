@@ -5,7 +5,6 @@
 // A delivery in here is: waiting in the scheduler, or behind another in its line → in a request (of one, or of a batch) →
 // recorded | released | dropped (its lease ran out).
 
-import { setTimeout as wait } from 'node:timers/promises';
 import { batchItem, itemBytes } from '../domain/batch.ts';
 import {
   type ClaimedDelivery,
@@ -25,6 +24,7 @@ import type { DeliveryRecord } from '../storage/records.ts';
 import type { Target, TenantConfig } from '../storage/tenant-configs.ts';
 import type { AttemptEvent } from '../telemetry/events.ts';
 import { type ClaimerDeps, type ClaimPlan, createClaimer } from './claimer.ts';
+import { createConfigsInTime } from './configs-in-time.ts';
 import type { Gates } from './gates.ts';
 import { createGone, type GoneDeps } from './gone.ts';
 import { createLines } from './lines.ts';
@@ -80,9 +80,6 @@ const LEASE_MARGIN_MS = 2_000;
 const MAX_RECORD_BACKLOG = 5_000;
 /** Requests that are started in one turn of the event loop: what came in meanwhile (publishes, answers) goes between. */
 const MAX_STARTS = 16;
-/** A configuration that takes longer to read than this is not waited for with claims, and the time for which it is kept for them. */
-const CONFIG_MS = 20;
-const LATE_CONFIG_MS = 1_000;
 const UNREADABLE = 'a tenant’s configuration could not be read';
 /** How many of a line are claimed at once: enough to be sent before their leases end. */
 const PER_LINE = 16;
@@ -179,10 +176,16 @@ export function createWorker(deps: WorkerDeps) {
     onError: (error) => deps.onError(error, 'claiming failed'),
   });
 
-  async function planOf(queue: QueueKey): Promise<ClaimPlan> {
+  const configInTime = createConfigsInTime({
+    configs: deps.configs,
+    onRead: (queues) => claimer.poke(queues),
+    onError: (error) => deps.onError(error, UNREADABLE),
+  });
+
+  async function planOf(queue: QueueKey): Promise<ClaimPlan | 'later'> {
     try {
       const config = deps.configs.peek(queue.tenantId) ?? (await configInTime(queue));
-      if (config === 'later') return CLOSED;
+      if (config === 'later') return 'later';
       const target = config?.targets.get(queue.subscriptionId);
       const isActive = config?.state === 'active' && target?.state === 'active';
       if (!isActive || gone.has(queue.subscriptionId)) return CLOSED;
@@ -192,31 +195,6 @@ export function createWorker(deps: WorkerDeps) {
       deps.onError(error, UNREADABLE); // its queues wait, the others' go on
       return CLOSED;
     }
-  }
-
-  /** Configurations that took long to read, for the queues that waited for them: those may have changed again meanwhile. */
-  const late = new Map<TenantId, TenantConfig>();
-
-  /** The others' queues do not wait for one that takes long: its own is said to be due once it is there. */
-  async function configInTime(queue: QueueKey): Promise<TenantConfig | 'later' | undefined> {
-    const { tenantId } = queue;
-    const known = late.get(tenantId);
-    if (known !== undefined) return known;
-    let isLate = false;
-    const reading = deps.configs.get(tenantId).then((config) => {
-      if (!isLate) return config;
-      if (config !== undefined) {
-        late.set(tenantId, config);
-        setTimeout(() => late.delete(tenantId), LATE_CONFIG_MS).unref();
-      }
-      if (!stopping) claimer.knows(queue);
-      return config;
-    });
-    const timeUp = wait(CONFIG_MS, 'later' as const, { ref: false });
-    const first = await Promise.race([reading, timeUp]);
-    isLate = first === 'later';
-    if (isLate) reading.catch((error) => deps.onError(error, UNREADABLE));
-    return first;
   }
 
   function accept(deliveries: readonly ClaimedDelivery[]): void {
@@ -499,7 +477,7 @@ export function createWorker(deps: WorkerDeps) {
       if (isFull) return undefined;
       const queue = scheduler.reserve(tenantId, subscriptionId);
       if (queue === undefined) return undefined;
-      queue.config = config;
+      queue.configSerial = config.serial;
       queue.target = target;
       return queue;
     },

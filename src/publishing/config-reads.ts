@@ -36,22 +36,26 @@ export function createConfigReads<Item>(deps: ConfigReadsDeps<Item>): ConfigRead
     while (readCount < MAX_READS && toRead.length > 0) {
       const tenantId = toRead.shift()!;
       readCount++;
-      void read(tenantId).then((read) => {
-        readCount--;
-        const items = waiting.get(tenantId)!;
-        waiting.delete(tenantId);
-        count -= items.length;
-        if (read instanceof DispatchError) deps.onRefused(items, read);
-        else deps.onRead(items, read);
-        readNext();
-      });
+      read(tenantId)
+        .then((read) => {
+          readCount--;
+          const items = waiting.get(tenantId)!;
+          waiting.delete(tenantId);
+          count -= items.length;
+          if (read instanceof DispatchError) deps.onRefused(items, read);
+          else deps.onRead(items, read);
+        })
+        .catch(deps.onError)
+        .finally(readNext);
     }
   }
 
   /** The configuration, or why nothing can be published with it. */
   async function read(tenantId: TenantId): Promise<TenantConfig | DispatchError> {
+    const known = deps.configs.peek(tenantId); // somebody else may have read it meanwhile
+    if (known?.state === 'active') return known;
     // Nobody is refused for what is kept: a tenant may be resumed, or created anew, at any moment.
-    if (deps.configs.peek(tenantId) !== undefined) deps.configs.forget(tenantId);
+    if (known !== undefined) deps.configs.forget(tenantId);
     try {
       const config = await deps.configs.get(tenantId);
       if (config?.state === 'active') return config;

@@ -225,11 +225,16 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
   function take(): Item[] {
     let bytes = 0;
     let count = 0;
+    let mayGoCount = 0;
     let isWhole = true;
-    while (count < queue.length && count < MAX_EVENTS && bytes < MAX_BYTES) {
+    while (count < queue.length && mayGoCount < MAX_EVENTS && bytes < MAX_BYTES) {
       const { tenantId, payload } = queue[count++]!.event;
-      if (committing.size > 0 && committing.has(tenantId)) isWhole = false;
-      else bytes += payload.length;
+      if (committing.size > 0 && committing.has(tenantId)) {
+        isWhole = false;
+      } else {
+        mayGoCount++;
+        bytes += payload.length;
+      }
     }
     const seen = count === queue.length ? queue : queue.slice(0, count);
     const rest = count === queue.length ? [] : queue.slice(count);
@@ -385,7 +390,13 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
     unavailable: deps.unavailable,
     onRead(items, config) {
       for (const item of items) item.config = config;
-      queue = [...items, ...queue]; // before what came after them
+      if (near.has(config.tenantId) || nearRunning.has(config.tenantId)) {
+        for (const { event } of items) queuedBytes -= event.payload.length;
+        sendNear(items);
+        return;
+      }
+      // Before what came after them, if that matters: others have waited for their turns.
+      queue = config.isOrdered ? [...items, ...queue] : [...queue, ...items];
       pump();
     },
     onRefused(items, refusal) {
@@ -404,7 +415,6 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
       const { tenantId } = item.event;
       const config = configs.get(tenantId) ?? configFor(item)!;
       configs.set(tenantId, config);
-      item.config = undefined;
     }
     return configs;
   }
@@ -534,11 +544,13 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
           if (result.same) answerRepeats(m, result.eventId, result.deliveryCount);
           else again.push(...m.repeats);
           break;
-        case 'stale':
-          deps.configs.forget(m.event.tenantId);
+        case 'stale': {
+          const known = deps.configs.peek(m.event.tenantId);
+          if (known === undefined || known.version === m.version) deps.configs.forget(m.event.tenantId);
           giveBack(m);
           again.push(m.item, ...m.repeats);
           break;
+        }
         case 'retry':
           giveBack(m);
           again.push(m.item, ...m.repeats);

@@ -63,6 +63,8 @@ export type TargetBreaker = {
 /** A tenant as matching and sending see it. */
 export type TenantConfig = {
   readonly tenantId: TenantId;
+  /** Another one for each that was read, from 1 on. */
+  readonly serial: number;
   readonly version: number;
   readonly state: TenantState;
   /** What is in force. */
@@ -111,7 +113,7 @@ export function createTenantConfigs(
   /** Reads a configuration and keeps it, unless forget() overtook it: then it serves its waiters only. */
   function load(tenantId: TenantId): Promise<TenantConfig | undefined> {
     const startedAt = now();
-    const mine = readConfig(db.claims, masterKeys, defaultQuota, tenantId, startedAt).then(
+    const mine = readConfig(db.claims, masterKeys, defaultQuota, tenantId, now).then(
       (config) => {
         if (loading.get(tenantId) !== mine) return config;
         loading.delete(tenantId);
@@ -240,6 +242,8 @@ const READ_CONFIG = `
     ON true
   WHERE t.tenant_id = $1 ORDER BY s.id`;
 
+let readCount = 0;
+
 /** Subscriptions of a page. Ten thousand take 0.3 s to read and make ready: other tenants' events have their turns between pages. */
 const PAGE = 200;
 const BEFORE_ALL = '00000000-0000-0000-0000-000000000000';
@@ -256,14 +260,15 @@ async function readConfig(
   masterKeys: MasterKeys,
   defaultQuota: Quota,
   tenantId: TenantId,
-  nowMs: number,
+  now: () => number,
 ): Promise<TenantConfig | undefined> {
   const pageAfter = async (id: string) => {
+    const nowMs = now(); // before the page's: what ends by its clock ends no later by this one
     const values = [tenantId, id, PAGE];
     const { rows } = await pool.query({ name: 'tenant-config', text: READ_CONFIG, values });
-    return rows.map((row) => configRow.parse(row));
+    return { rows: rows.map((row) => configRow.parse(row)), nowMs };
   };
-  let rows = await pageAfter(BEFORE_ALL);
+  let { rows, nowMs } = await pageAfter(BEFORE_ALL);
   const first = rows[0];
   if (first === undefined) return undefined;
   const quota = { ...defaultQuota, ...first.quota };
@@ -281,13 +286,13 @@ async function readConfig(
     }
     const last = rows.length < PAGE ? null : rows[PAGE - 1]!.id;
     if (last === null) break;
-    rows = await pageAfter(last);
+    ({ rows, nowMs } = await pageAfter(last));
   }
   const matches = createPatternIndex(patterns);
   const isOrdered = [...targets.values()].some((target) => target.ordering !== 'none');
   const hasBatches = [...targets.values()].some((target) => target.batch !== undefined);
   const { config_version: version, tenant_state: state } = first;
-  return { tenantId, version, state, quota, targets, matches, isOrdered, hasBatches };
+  return { tenantId, serial: ++readCount, version, state, quota, targets, matches, isOrdered, hasBatches };
 }
 
 /**

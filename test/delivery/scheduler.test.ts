@@ -290,9 +290,10 @@ describe('the scheduler', () => {
     const scheduler = createScheduler(limits());
     for (let i = 0; i < 2; i++) scheduler.offer(delivery('a', 'x'));
     const { queue } = scheduler.next()!;
+    let serial = 0;
     const configOf = (target: Partial<Target> | undefined) => {
       const get = vi.fn(() => target);
-      return { get, config: { targets: { get } } as unknown as TenantConfig };
+      return { get, config: { serial: ++serial, targets: { get } } as unknown as TenantConfig };
     };
     const [first, changed, gone] = [
       configOf({ url: 'first' }),

@@ -16,6 +16,7 @@ const configOf = (
   fields: { version?: number; state?: TenantState } = {},
 ): TenantConfig => ({
   tenantId: tenantId as TenantId,
+  serial: 1,
   version: 1,
   state: 'active',
   quota: DEFAULT_QUOTA,
@@ -29,7 +30,7 @@ const configOf = (
 /** A group commit over configurations that are read when a test says so, and what it wrote: tenant and type. */
 function start(
   known: readonly TenantConfig[],
-  ingest?: (batch: IngestBatch) => IngestResult[],
+  ingest?: (batch: IngestBatch) => IngestResult[] | Promise<IngestResult[]>,
   ingestNearLimit?: (batch: IngestBatch) => Promise<IngestResult[]>,
 ) {
   const memory = new Map<string, TenantConfig>(known.map((config) => [config.tenantId, config]));
@@ -45,7 +46,8 @@ function start(
     return results;
   };
   const commit = createGroupCommit({
-    ingest: async (batch) => note(batch, ingest?.(batch) ?? batch.events.map(() => ({ kind: 'stored' }))),
+    ingest: async (batch) =>
+      note(batch, (await ingest?.(batch)) ?? batch.events.map(() => ({ kind: 'stored' }))),
     ingestNearLimit: async (batch) =>
       note(batch, (await ingestNearLimit?.(batch)) ?? expect.fail('nobody is near a limit')),
     admission: {
@@ -156,6 +158,47 @@ test('so it does near the end of a quota', async () => {
   released.resolve();
   expect((await Promise.all(all)).map(codeOf)).toEqual(['OK', 'OK', 'OK']);
   expect(written).toEqual(['edge a', 'edge b', 'edge c']);
+});
+
+test('and so does what waited for a configuration while others came near the end of theirs', async () => {
+  const gates = new Map<string, PromiseWithResolvers<void>>();
+  const passes = (tenantId: string) => {
+    const gate = gates.get(tenantId) ?? Promise.withResolvers<void>();
+    gates.set(tenantId, gate);
+    return gate.promise;
+  };
+  const stored = (batch: IngestBatch) => batch.events.map((): IngestResult => ({ kind: 'stored' }));
+  const { memory, reads, written, publish } = start(
+    ['edge', 'near-1', 'near-2', 'usual'].map((tenantId) => configOf(tenantId)),
+    async (batch) => {
+      if (batch.events[0]!.event.tenantId !== 'usual') return batch.events.map(() => ({ kind: 'near' }));
+      await passes('usual');
+      return stored(batch);
+    },
+    async (batch) => {
+      const { tenantId } = batch.events[0]!.event;
+      if (tenantId !== 'edge') await passes(tenantId);
+      return stored(batch);
+    },
+  );
+  expect(codeOf(await publish('edge', '0'))).toBe('OK'); // from now on it goes where those near their quotas go
+  memory.delete('edge');
+  const all = [publish('edge', 'a')];
+  await expect.poll(() => reads.length).toBe(1);
+  all.push(publish('near-1', 'x'), publish('near-2', 'x')); // all the room there is for such
+  await expect.poll(() => gates.size).toBe(2);
+  all.push(publish('edge', 'b'));
+  await Promise.resolve(); // it waits there
+  all.push(publish('usual', 'x'));
+  await expect.poll(() => gates.size).toBe(3);
+  memory.set('edge', configOf('edge', { version: 2 }));
+  reads[0]!.end(memory.get('edge'));
+  await new Promise(setImmediate); // and here it is
+  gates.get('near-1')!.resolve();
+  await Promise.all([all[0], all[3]]);
+  for (const gate of gates.values()) gate.resolve();
+  expect((await Promise.all(all)).map(codeOf)).toEqual(all.map(() => 'OK'));
+  expect(written.filter((text) => text.startsWith('edge'))).toEqual(['edge 0', 'edge a', 'edge b']);
 });
 
 test('a tenant that is not there, is suspended or cannot be read is refused, whatever was known of it', async () => {
