@@ -58,14 +58,19 @@ test.each([
     const address = { host: '127.0.0.1', port: 0, maxConnections: 10, tls: undefined, onReload: () => {} };
     const server = await startGrpcServer([bindService(PublishService, handlers)], path, address);
     try {
-      gc({ type: 'major' }); // what others left does not become free meanwhile
+      const calls = async () => {
+        const args = ['--input-type=module', '--eval', CALLER, String(server.port)];
+        expect((await run(process.execPath, args, { timeout: 50_000 })).stdout.trim()).toBe(code);
+      };
+      await calls(); // the first take long, and what is under way while V8 collects twice becomes old
+      gc({ type: 'major' }); // what these and others left does not become free meanwhile
       const before = bytesNow();
-      const args = ['--input-type=module', '--eval', CALLER, String(server.port)];
-      expect((await run(process.execPath, args, { timeout: 50_000 })).stdout.trim()).toBe(code);
-      // The last of them may still be on their way out of the server; what is kept stays.
+      await calls();
+      // The last of them may still be on their way out of the server; what is kept stays: of one call in most runs, of 18 where
+      // nothing is let go of.
       await eventually(() => {
         const kept = bytesNow() - before;
-        if (kept > (CALLS * BYTES) / 10) throw new Error(`${kept} bytes are kept`);
+        if (kept > (CALLS * BYTES) / 5) throw new Error(`${kept} bytes are kept`);
       }, 2_000);
     } finally {
       await server.close(1_000);
