@@ -3,7 +3,7 @@
 //
 // States of an item: queued → in a commit → done, or back to queued (its tenant's configuration changed; its key's
 // owner vanished) at most MAX_ROUNDS times. One whose tenant's configuration is not in memory waits for that apart from the
-// others, and is queued again before what came after it.
+// others, and is queued again, before what came after it if its tenant has an order.
 import { performance } from 'node:perf_hooks';
 import type { ClaimedDelivery, Place } from '../domain/delivery.ts';
 import { DispatchError } from '../domain/errors.ts';
@@ -295,11 +295,11 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
       sendNear(wanted.filter(isNear));
       wanted = wanted.filter((item) => !isNear(item));
     }
-    wanted = withConfig(wanted);
+    const { ready, configs } = withConfigs(wanted);
+    wanted = ready;
     let open: readonly Item[] = wanted; // items that nobody has answered or queued again yet
     let matched: readonly Matched[] = [];
     try {
-      const configs = configsOf(wanted);
       wanted = await payRates(wanted, configs);
       open = wanted;
       const prepared = prepare(wanted, configs, lane);
@@ -358,21 +358,23 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
   }
 
   /**
-   * The items whose tenants' configuration is at hand. The others wait until it is read, with what comes after them of the
-   * same tenant: a tenant of ten thousand subscriptions takes half a second, which nobody else's events wait for.
+   * The items whose tenants' configuration is at hand, with it. The others wait until it is read, with what comes after them of
+   * the same tenant: a tenant of ten thousand subscriptions takes half a second, which nobody else's events wait for.
    */
-  function withConfig(items: readonly Item[]): readonly Item[] {
-    const isReady = (item: Item) => {
+  function withConfigs(items: readonly Item[]): {
+    readonly ready: readonly Item[];
+    readonly configs: ReadonlyMap<TenantId, TenantConfig>;
+  } {
+    const configs = new Map<TenantId, TenantConfig>();
+    const ready = items.filter((item) => {
       const { tenantId } = item.event;
-      return !reads.has(tenantId) && configFor(item)?.state === 'active';
-    };
-    const ready = items.filter(isReady);
-    if (ready.length === items.length) return items;
-    return items.filter((item) => {
-      if (isReady(item)) return true;
-      waitForConfig(item);
-      return false;
+      if (configs.has(tenantId)) return true;
+      const config = reads.has(tenantId) ? undefined : configFor(item);
+      if (config === undefined) waitForConfig(item);
+      else configs.set(tenantId, config);
+      return config !== undefined;
     });
+    return { ready, configs };
   }
 
   const configFor = (item: Item): TenantConfig | undefined => {
@@ -408,16 +410,6 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
     },
     onError: deps.onError,
   });
-
-  function configsOf(items: readonly Item[]): Map<TenantId, TenantConfig> {
-    const configs = new Map<TenantId, TenantConfig>();
-    for (const item of items) {
-      const { tenantId } = item.event;
-      const config = configs.get(tenantId) ?? configFor(item)!;
-      configs.set(tenantId, config);
-    }
-    return configs;
-  }
 
   /** Matches events with their tenants' configurations. A key may occur once in a batch. */
   function prepare(
