@@ -1,5 +1,5 @@
 // What may be sent to a target, and with which credentials.
-import type { Target } from '../storage/tenant-configs.ts';
+import type { Target } from '../storage/targets.ts';
 import type { Egress } from './shared.ts';
 
 /** Whether a scheme is one that a target's tenant may have. Exceptions from the guard are exceptions from https, too. */

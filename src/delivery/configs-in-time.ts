@@ -3,7 +3,7 @@
 import { setTimeout as wait } from 'node:timers/promises';
 import type { TenantId } from '../domain/ids.ts';
 import type { QueueKey } from '../storage/claims.ts';
-import type { TenantConfig } from '../storage/tenant-configs.ts';
+import type { TenantConfig } from '../storage/read-config.ts';
 
 export type ConfigsInTimeDeps = {
   readonly configs: {

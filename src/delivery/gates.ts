@@ -6,7 +6,8 @@ import type { Breakers } from '../limits/breakers.ts';
 import { createPacer, type Pacer } from '../limits/pacer.ts';
 import type { LimitStore } from '../limits/store.ts';
 import type { Standing } from '../storage/instances.ts';
-import type { Target, TenantConfig } from '../storage/tenant-configs.ts';
+import type { TenantConfig } from '../storage/read-config.ts';
+import type { Target } from '../storage/targets.ts';
 import { type Admission, type QueueView, targetOf } from './scheduler.ts';
 
 export type GatesDeps = {

@@ -1,7 +1,7 @@
 // From what came back to what is recorded and logged.
 import type { ClaimedDelivery, SendResult, Verdict } from '../domain/delivery.ts';
 import type { AttemptRecord, DeliveryRecord } from '../storage/records.ts';
-import type { Target } from '../storage/tenant-configs.ts';
+import type { Target } from '../storage/targets.ts';
 import type { AttemptEvent } from '../telemetry/events.ts';
 
 /** When an attempt was made: ms since 1970, and how long it took. */

@@ -8,7 +8,8 @@
 // over its subscriptions. So endpoints that hang hold their share of the pool, however many they are, and no more.
 import type { ClaimedDelivery, Place } from '../domain/delivery.ts';
 import type { SubscriptionId, TenantId } from '../domain/ids.ts';
-import type { Target, TenantConfig } from '../storage/tenant-configs.ts';
+import type { TenantConfig } from '../storage/read-config.ts';
+import type { Target } from '../storage/targets.ts';
 import { Fifo } from './fifo.ts';
 
 /** Bounds of a scheduler. */

@@ -4,7 +4,7 @@ import type { EventContent } from '../domain/delivery.ts';
 import type { DeliveryId } from '../domain/ids.ts';
 import { predecessorSignature, type SigningKey, signatureHeader } from '../domain/signature.ts';
 import type { SignedRequest } from '../egress/sender.ts';
-import type { Target } from '../storage/tenant-configs.ts';
+import type { Target } from '../storage/targets.ts';
 
 /** One request: what `webhook-id` names, and the headers that say what it is. */
 export type Signable = {

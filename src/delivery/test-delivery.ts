@@ -16,7 +16,8 @@ import {
 } from '../domain/ids.ts';
 import { hmac } from '../domain/signature.ts';
 import type { SignedRequest } from '../egress/sender.ts';
-import type { Target, TenantConfig } from '../storage/tenant-configs.ts';
+import type { TenantConfig } from '../storage/read-config.ts';
+import type { Target } from '../storage/targets.ts';
 import { sign, signable, signableBatch } from './sign.ts';
 
 export type TestDeliveryDeps = {

@@ -60,77 +60,129 @@ type Node<T> = {
   rests: T[] | undefined;
 };
 
-/** Values found by the type that their patterns match. */
-export type PatternIndex<T> = { readonly match: (type: string) => readonly T[] };
+/** A value and the patterns that it is found by. */
+export type PatternEntry<T> = { readonly patterns: readonly string[]; readonly value: T };
+
+/** Values found by the type that their patterns match. It never changes. */
+export type PatternIndex<T> = {
+  /** Each value once, in the index's order, however many of its patterns match. */
+  readonly match: (type: string) => readonly T[];
+  /** Another index, without some of this one's entries and with others: the work is that of what changes. */
+  readonly with: (removed: readonly PatternEntry<T>[], added: readonly PatternEntry<T>[]) => PatternIndex<T>;
+};
 
 const MAX_REMEMBERED_TYPES = 1_000;
 
 /**
  * Builds a tree of the patterns' segments. A look-up walks at most two branches a segment; the answers for
- * up to 1,000 types are remembered. Each value comes back once, in the order given, however many of its
- * patterns match.
+ * up to 1,000 types are remembered. They are in this order.
  */
 export function createPatternIndex<T>(
-  entries: readonly { readonly patterns: readonly string[]; readonly value: T }[],
+  entries: readonly PatternEntry<T>[],
+  order: (a: T, b: T) => number,
 ): PatternIndex<T> {
-  const root = newNode<number>();
-  for (const [i, entry] of entries.entries()) {
-    for (const pattern of entry.patterns) insert(root, pattern.split('.'), i);
-  }
+  return indexOf(withEntries(undefined, entries, ALL), order);
+}
+
+function indexOf<T>(root: Node<T> | undefined, order: (a: T, b: T) => number): PatternIndex<T> {
   const remembered = new Map<string, readonly T[]>();
   return {
     match(type) {
       const known = remembered.get(type);
       if (known !== undefined) return known;
-      const found = new Set<number>();
+      const found = new Set<T>();
       const segments = type.split('.');
-      const own = segments[0] === OWN && segments.length > 1 ? root.children?.get(OWN) : undefined;
-      if (segments[0] !== OWN || segments.length === 1) collect(root, segments, 0, found);
-      else if (own !== undefined) collect(own, segments, 1, found);
-      const values = [...found].sort((a, b) => a - b).map((i) => entries[i]!.value);
+      const own = segments[0] === OWN && segments.length > 1;
+      if (own) collect(root?.children?.get(OWN), segments, 1, found);
+      else collect(root, segments, 0, found);
+      const values = [...found].sort(order);
       if (remembered.size >= MAX_REMEMBERED_TYPES) remembered.clear();
       remembered.set(type, values);
       return values;
     },
+    with(removed, added) {
+      const made: Made = new Set();
+      let left = root;
+      for (const { patterns, value } of removed) {
+        for (const pattern of patterns) {
+          left = edited(left, pattern.split('.'), 0, (values) => without(values, value), made);
+        }
+      }
+      return indexOf(withEntries(left, added, made), order);
+    },
   };
 }
 
-function newNode<T>(): Node<T> {
-  return { children: undefined, ends: undefined, rests: undefined };
-}
-
-function insert(root: Node<number>, segments: readonly string[], value: number): void {
-  let node = root;
-  for (const segment of segments) {
-    if (segment === '**') {
-      node.rests = withValue(node.rests, value);
-      return;
+function withEntries<T>(
+  root: Node<T> | undefined,
+  entries: readonly PatternEntry<T>[],
+  made: Made,
+): Node<T> | undefined {
+  let grown = root;
+  for (const { patterns, value } of entries) {
+    for (const pattern of patterns) {
+      grown = edited(grown, pattern.split('.'), 0, (values) => withValue(values, value, made), made);
     }
-    node.children ??= new Map();
-    let child = node.children.get(segment);
-    if (child === undefined) {
-      child = newNode();
-      node.children.set(segment, child);
-    }
-    node = child;
   }
-  node.ends = withValue(node.ends, value);
+  return grown;
 }
 
-function withValue(values: number[] | undefined, value: number): number[] {
-  if (values === undefined) return [value];
-  values.push(value);
-  return values;
+/** Nodes and arrays that no other index has: those may be changed. */
+type Made = { readonly has: (made: object) => boolean; readonly add: (made: object) => void };
+
+/** While there is no other index. */
+const ALL: Made = { has: () => true, add: () => {} };
+
+type Edit<T> = (values: T[] | undefined) => T[] | undefined;
+
+/** The node after an edit of what lies at the end of a pattern; undefined: nothing is left in it. */
+function edited<T>(
+  node: Node<T> | undefined,
+  segments: readonly string[],
+  at: number,
+  edit: Edit<T>,
+  made: Made,
+): Node<T> | undefined {
+  const own = node !== undefined && made.has(node) ? node : copyOf(node);
+  made.add(own);
+  const segment = segments[at];
+  if (segment === undefined) own.ends = edit(own.ends);
+  else if (segment === '**') own.rests = edit(own.rests);
+  else {
+    const child = edited(own.children?.get(segment), segments, at + 1, edit, made);
+    if (child === undefined) own.children?.delete(segment);
+    else {
+      own.children ??= new Map();
+      own.children.set(segment, child);
+    }
+  }
+  const hasChildren = own.children !== undefined && own.children.size > 0;
+  return hasChildren || own.ends !== undefined || own.rests !== undefined ? own : undefined;
 }
 
-function collect(node: Node<number>, segments: readonly string[], at: number, found: Set<number>): void {
+function copyOf<T>(node: Node<T> | undefined): Node<T> {
+  const children = node?.children === undefined ? undefined : new Map(node.children);
+  return { children, ends: node?.ends, rests: node?.rests };
+}
+
+function withValue<T>(values: T[] | undefined, value: T, made: Made): T[] {
+  const own = values !== undefined && made.has(values) ? values : [...(values ?? [])];
+  made.add(own);
+  own.push(value);
+  return own;
+}
+
+function without<T>(values: T[] | undefined, value: T): T[] | undefined {
+  const left = values?.filter((other) => other !== value);
+  return left === undefined || left.length === 0 ? undefined : left;
+}
+
+function collect<T>(node: Node<T> | undefined, segments: readonly string[], at: number, found: Set<T>): void {
+  if (node === undefined) return;
   if (at === segments.length) {
     for (const value of node.ends ?? []) found.add(value);
     return;
   }
   for (const value of node.rests ?? []) found.add(value);
-  for (const key of [segments[at]!, '*']) {
-    const child = node.children?.get(key);
-    if (child !== undefined) collect(child, segments, at + 1, found);
-  }
+  for (const key of [segments[at]!, '*']) collect(node.children?.get(key), segments, at + 1, found);
 }

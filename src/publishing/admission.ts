@@ -5,7 +5,7 @@ import type { DispatchError } from '../domain/errors.ts';
 import type { TenantId } from '../domain/ids.ts';
 import { type Quota, quotaExceeded } from '../domain/quota.ts';
 import type { PublishRate } from '../limits/publish-rate.ts';
-import type { TenantConfig } from '../storage/tenant-configs.ts';
+import type { TenantConfig } from '../storage/read-config.ts';
 
 export type AdmissionDeps = {
   readonly rate: PublishRate;

@@ -3,7 +3,8 @@
 // and domain.
 import { DispatchError, notFound } from '../domain/errors.ts';
 import type { TenantId } from '../domain/ids.ts';
-import type { TenantConfig, TenantConfigs } from '../storage/tenant-configs.ts';
+import type { TenantConfig } from '../storage/read-config.ts';
+import type { TenantConfigs } from '../storage/tenant-configs.ts';
 
 export type ConfigReadsDeps<Item> = {
   readonly configs: Pick<TenantConfigs, 'get' | 'peek'> & { readonly forget: (tenantId: TenantId) => void };

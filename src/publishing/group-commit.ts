@@ -19,7 +19,8 @@ import {
 import { burstOf, type Quota, quotaExceeded } from '../domain/quota.ts';
 import type { QueueKey } from '../storage/claims.ts';
 import type { IngestBatch, IngestEvent, IngestResult, IngestTenant } from '../storage/ingest.ts';
-import type { Target, TenantConfig } from '../storage/tenant-configs.ts';
+import type { TenantConfig } from '../storage/read-config.ts';
+import type { Target } from '../storage/targets.ts';
 import type { Admission } from './admission.ts';
 import { type ConfigReadsDeps, createConfigReads } from './config-reads.ts';
 import { lineOf } from './line.ts';

@@ -1,5 +1,5 @@
 // Which line a delivery waits in.
-import type { Target } from '../storage/tenant-configs.ts';
+import type { Target } from '../storage/targets.ts';
 
 /** The line of a whole subscription. */
 const WHOLE = '*';

@@ -9,7 +9,7 @@ import type { NewEvent } from '../domain/event.ts';
 import { deliveryIdOf, type IdSource, type SubscriptionId, type TenantId } from '../domain/ids.ts';
 import type { QueueKey } from '../storage/claims.ts';
 import type { IngestBatch, IngestResult } from '../storage/ingest.ts';
-import type { TenantConfig } from '../storage/tenant-configs.ts';
+import type { TenantConfig } from '../storage/read-config.ts';
 import { lineOf } from './line.ts';
 
 /** Every type there is. */

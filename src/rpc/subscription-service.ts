@@ -45,7 +45,7 @@ import {
   setVerified,
   updateSubscription,
 } from '../storage/subscriptions.ts';
-import { openCredentials } from '../storage/tenant-configs.ts';
+import { openCredentials } from '../storage/targets.ts';
 import { getOwnQuota, getTenant } from '../storage/tenants.ts';
 import { bindService, tenantOf } from './call-path.ts';
 import {

@@ -149,7 +149,7 @@ export async function createSubscription(
   state: 'active' | 'pending_verification',
 ): Promise<Subscription> {
   return db.inTenant(tenantId, async (tx) => {
-    await changeConfig(tx, tenantId);
+    const configVersion = await changeConfig(tx, tenantId);
     const count = await tx.oneFirst(sql.typeAlias('count')`
       SELECT count(*) AS count FROM subscriptions WHERE tenant_id = ${tenantId} AND deleted_at IS NULL`);
     if (count >= maxSubscriptions) {
@@ -159,13 +159,13 @@ export async function createSubscription(
     await tx.query(sql.typeAlias('void')`
       INSERT INTO subscriptions (tenant_id, id, url, event_types, description, headers, retry_policy,
         attempt_timeout_ms, metadata, state, signature_schemes, compatibility_headers, max_per_second, max_in_flight,
-        ordering, on_dead_letter, batch)
+        ordering, on_dead_letter, batch, config_version)
       VALUES (${tenantId}, ${uuidOf(subscriptionId)}, ${settings.url}, ${sql.array([...settings.eventTypes], 'text')},
         ${settings.description}, ${sql.jsonb(settings.headers)}, ${policyValue(settings)},
         ${settings.attemptTimeoutMs}, ${sql.jsonb(settings.metadata)}, ${state},
         ${sql.array([...settings.signatureSchemes], 'text')}, ${settings.compatibilityHeaders},
         ${settings.maxPerSecond ?? null}, ${settings.maxInFlight ?? null}, ${settings.ordering},
-        ${settings.onDeadLetter}, ${batchValue(settings)})`);
+        ${settings.onDeadLetter}, ${batchValue(settings)}, ${configVersion})`);
     for (const secret of secrets) await insertSecret(tx, tenantId, subscriptionId, secret);
     await writeCredentials(tx, tenantId, subscriptionId, credentials);
     return readOne(tx, tenantId, subscriptionId);
@@ -260,7 +260,7 @@ export async function updateSubscription(
   change: (before: Subscription) => SubscriptionChange,
 ): Promise<Subscription> {
   return db.inTenant(tenantId, async (tx) => {
-    await changeConfig(tx, tenantId);
+    const configVersion = await changeConfig(tx, tenantId);
     const before = await readOne(tx, tenantId, subscriptionId);
     assertVersion(before, version);
     const { settings: after, credentials, secrets, mustVerify } = change(before);
@@ -275,7 +275,7 @@ export async function updateSubscription(
         on_dead_letter = ${after.onDeadLetter}, batch = ${batchValue(after)},
         verified_at = CASE WHEN ${isNew} THEN NULL ELSE verified_at END,
         state = CASE WHEN ${mustVerify} THEN 'pending_verification' ELSE state END,
-        version = version + 1, updated_at = now()
+        version = version + 1, config_version = ${configVersion}, updated_at = now()
       WHERE tenant_id = ${tenantId} AND id = ${uuidOf(subscriptionId)}`);
     if (isNew) await forgetHealth(tx, tenantId, subscriptionId);
     if (after.ordering === 'none' || after.onDeadLetter === 'skip') {
@@ -322,10 +322,11 @@ export async function deleteSubscription(
   version: number | undefined,
 ): Promise<void> {
   await db.inTenant(tenantId, async (tx) => {
-    await changeConfig(tx, tenantId);
+    const configVersion = await changeConfig(tx, tenantId);
     assertVersion(await readOne(tx, tenantId, subscriptionId), version);
     await tx.query(sql.typeAlias('void')`
-      UPDATE subscriptions SET deleted_at = now() WHERE tenant_id = ${tenantId} AND id = ${uuidOf(subscriptionId)}`);
+      UPDATE subscriptions SET deleted_at = now(), config_version = ${configVersion}
+      WHERE tenant_id = ${tenantId} AND id = ${uuidOf(subscriptionId)}`);
     await tx.query(sql.typeAlias('void')`
       DELETE FROM subscription_secrets
       WHERE tenant_id = ${tenantId} AND subscription_id = ${uuidOf(subscriptionId)}`);
@@ -348,13 +349,13 @@ export async function setSubscriptionState(
   state: 'active' | 'paused',
 ): Promise<Subscription> {
   return db.inTenant(tenantId, async (tx) => {
-    await changeConfig(tx, tenantId);
+    const configVersion = await changeConfig(tx, tenantId);
     const before = await readOne(tx, tenantId, subscriptionId);
     if (before.state === state) return before;
     if (before.state === 'pending_verification') throw mustBeVerified(subscriptionId);
     await tx.query(sql.typeAlias('void')`
       UPDATE subscriptions SET state = ${state}, disabled_reason = '', is_probed = false, version = version + 1,
-        updated_at = now()
+        config_version = ${configVersion}, updated_at = now()
       WHERE tenant_id = ${tenantId} AND id = ${uuidOf(subscriptionId)}`);
     if (state === 'active') await forgetHealth(tx, tenantId, subscriptionId);
     return readOne(tx, tenantId, subscriptionId);
@@ -372,10 +373,10 @@ export async function disableSubscriptions(
   const ids = sql.array([...reasons.keys()].map(uuidOf), 'uuid');
   const texts = sql.array([...reasons.values()], 'text');
   return db.inTenant(tenantId, async (tx) => {
-    await changeConfig(tx, tenantId);
+    const configVersion = await changeConfig(tx, tenantId);
     const disabled = await tx.anyFirst(sql.type(idRow)`
       UPDATE subscriptions s SET state = 'disabled', disabled_reason = r.reason, is_probed = true,
-        version = version + 1, updated_at = now()
+        version = version + 1, config_version = ${configVersion}, updated_at = now()
       FROM unnest(${ids}, ${texts}) AS r (id, reason)
       WHERE s.tenant_id = ${tenantId} AND s.id = r.id AND s.state <> 'disabled' AND s.deleted_at IS NULL
       RETURNING s.id`);
@@ -391,14 +392,15 @@ export async function setVerified(
   url: string,
 ): Promise<Subscription> {
   return db.inTenant(tenantId, async (tx) => {
-    await changeConfig(tx, tenantId);
+    const configVersion = await changeConfig(tx, tenantId);
     const before = await readOne(tx, tenantId, subscriptionId);
     if (before.url !== url) {
       const message = 'the subscription’s URL was changed meanwhile; verify it again';
       throw new DispatchError('ABORTED', message, { reason: 'URL_CHANGED' });
     }
     await tx.query(sql.typeAlias('void')`
-      UPDATE subscriptions SET verified_at = now(), version = version + 1, updated_at = now(),
+      UPDATE subscriptions SET verified_at = now(), version = version + 1, config_version = ${configVersion},
+        updated_at = now(),
         state = CASE WHEN state = 'pending_verification' THEN 'active' ELSE state END
       WHERE tenant_id = ${tenantId} AND id = ${uuidOf(subscriptionId)}`);
     return readOne(tx, tenantId, subscriptionId);
@@ -419,7 +421,7 @@ export async function rotateSecret(
   secret: NewSecret,
 ): Promise<{ readonly previousExpireAtMs: number }> {
   return db.inTenant(tenantId, async (tx) => {
-    await changeConfig(tx, tenantId);
+    const configVersion = await changeConfig(tx, tenantId);
     await readOne(tx, tenantId, subscriptionId);
     const row = await tx.one(sql.type(cutRow)`
       WITH cut AS (
@@ -438,7 +440,7 @@ export async function rotateSecret(
         AND subscription_id = ${uuidOf(subscriptionId)} AND expires_at <= now()`);
     await insertSecret(tx, tenantId, subscriptionId, secret);
     await tx.query(sql.typeAlias('void')`
-      UPDATE subscriptions SET version = version + 1, updated_at = now()
+      UPDATE subscriptions SET version = version + 1, config_version = ${configVersion}, updated_at = now()
       WHERE tenant_id = ${tenantId} AND id = ${uuidOf(subscriptionId)}`);
     return { previousExpireAtMs: row.ends };
   });
@@ -457,11 +459,18 @@ async function insertSecret(
       ${secret.publicKey === undefined ? sql.fragment`NULL` : sql.binary(secret.publicKey)})`);
 }
 
-/** Grows the version that publishing checks, and locks the tenant's row: changes to one tenant come one by one. */
-async function changeConfig(tx: TenantTransaction, tenantId: TenantId): Promise<void> {
-  const { rowCount } = await tx.query(sql.typeAlias('void')`
-    UPDATE tenants SET config_version = config_version + 1 WHERE tenant_id = ${tenantId} AND state <> 'deleting'`);
-  if (rowCount === 0) throw notFound('tenant', tenantId);
+const configVersionRow = z.object({ config_version: z.number() });
+
+/**
+ * Grows the version that publishing checks, and locks the tenant's row: changes to one tenant come one by one. Returns the
+ * version, which the caller sets on every subscription that it changes: others read those alone (read-config.ts).
+ */
+async function changeConfig(tx: TenantTransaction, tenantId: TenantId): Promise<number> {
+  const version = await tx.maybeOneFirst(sql.type(configVersionRow)`
+    UPDATE tenants SET config_version = config_version + 1, marked_changes = marked_changes + 1
+    WHERE tenant_id = ${tenantId} AND state <> 'deleting' RETURNING config_version`);
+  if (version === null) throw notFound('tenant', tenantId);
+  return version;
 }
 
 function assertVersion(before: Subscription, version: number | undefined): void {

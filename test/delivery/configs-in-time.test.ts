@@ -2,7 +2,7 @@ import { expect, test } from 'vitest';
 import { createConfigsInTime } from '../../src/delivery/configs-in-time.ts';
 import type { SubscriptionId, TenantId } from '../../src/domain/ids.ts';
 import type { QueueKey } from '../../src/storage/claims.ts';
-import type { TenantConfig } from '../../src/storage/tenant-configs.ts';
+import type { TenantConfig } from '../../src/storage/read-config.ts';
 
 const queue = (tenantId: string, subscriptionId: string): QueueKey => ({
   tenantId: tenantId as TenantId,

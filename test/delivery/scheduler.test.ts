@@ -10,7 +10,8 @@ import {
 } from '../../src/delivery/scheduler.ts';
 import type { ClaimedDelivery } from '../../src/domain/delivery.ts';
 import type { DeliveryId, EventId, SubscriptionId, TenantId } from '../../src/domain/ids.ts';
-import type { Target, TenantConfig } from '../../src/storage/tenant-configs.ts';
+import type { TenantConfig } from '../../src/storage/read-config.ts';
+import type { Target } from '../../src/storage/targets.ts';
 
 let serial = 0;
 function delivery(tenant: string, subscription: string, bytes = 10): ClaimedDelivery {

@@ -9,7 +9,8 @@ import { DEFAULT_QUOTA } from '../../src/domain/quota.ts';
 import type { TenantState } from '../../src/domain/tenant.ts';
 import { createGroupCommit, type PublishOutcome } from '../../src/publishing/group-commit.ts';
 import type { IngestBatch, IngestResult } from '../../src/storage/ingest.ts';
-import type { Target, TenantConfig } from '../../src/storage/tenant-configs.ts';
+import type { TenantConfig } from '../../src/storage/read-config.ts';
+import type { Target } from '../../src/storage/targets.ts';
 
 const configOf = (
   tenantId: string,
@@ -21,7 +22,7 @@ const configOf = (
   state: 'active',
   quota: DEFAULT_QUOTA,
   targets: new Map(),
-  matches: createPatternIndex<Target>([]),
+  matches: createPatternIndex<Target>([], () => 0),
   isOrdered: true,
   hasBatches: false,
   ...fields,

@@ -28,7 +28,7 @@ beforeAll(async () => {
   db = await openDatabase(database.url, 4, () => {});
   for (const t of [a, b]) {
     await database.owner.query(
-      `INSERT INTO tenants (tenant_id, display_name, metadata, state) VALUES ($1, '', '{}', 'active')`,
+      `INSERT INTO tenants (tenant_id, display_name, metadata, state, config_version) VALUES ($1, '', '{}', 'active', 1)`,
       [t],
     );
   }

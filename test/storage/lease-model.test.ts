@@ -64,7 +64,7 @@ beforeAll(async () => {
   database = await cloneDatabase();
   db = await openDatabase(database.url, 4, () => {});
   await database.owner.query(
-    `INSERT INTO tenants (tenant_id, display_name, metadata, state) VALUES ('a', '', '{}', 'active')`,
+    `INSERT INTO tenants (tenant_id, display_name, metadata, state, config_version) VALUES ('a', '', '{}', 'active', 1)`,
   );
   for (const id of [plain, ordered]) {
     await database.owner.query(

@@ -14,7 +14,9 @@ type PlanNode = {
   readonly 'Actual Rows': number;
   readonly 'Shared Hit Blocks': number;
   readonly 'Shared Read Blocks': number;
+  readonly 'Actual Loops': number;
   readonly 'Relation Name'?: string;
+  readonly 'Parent Relationship'?: string;
   readonly Plans?: readonly PlanNode[];
 };
 
@@ -59,16 +61,20 @@ test('a check that failed is not tried again at once, however often the configur
   await useUntil(2);
 });
 
-test('a configuration of many subscriptions is read by their keys, also by a plan that was made while there were none', async () => {
+test('configurations of many subscriptions are read by their keys, also by plans that were made while there were none', async () => {
   await using database = await cloneDatabase();
-  await using db = await openDatabase(database.url, 1, () => {}); // one session, which prepares the statement
+  await using db = await openDatabase(database.url, 1, () => {}); // one session, which prepares the statements
   const tenantId = 'acme' as TenantId;
   await database.owner.query(
     "INSERT INTO tenants (tenant_id, display_name, metadata, state) VALUES ($1, '', '{}', 'active')",
     [tenantId],
   );
   const configs = createTenantConfigs(db, [], DEFAULT_QUOTA, () => performance.now(), failed);
-  for (let i = 0; i < 10; i++) await configs.reload(tenantId); // from the sixth on a plan may be kept
+  for (let i = 0; i < 10; i++) {
+    configs.forget(undefined);
+    await configs.get(tenantId); // all of it; from the sixth on a plan may be kept
+    await configs.reload(tenantId); // what changed
+  }
   const count = 1_000;
   await database.owner.query(
     `WITH made AS (${SUBSCRIPTIONS} RETURNING id),
@@ -79,25 +85,52 @@ test('a configuration of many subscriptions is read by their keys, also by a pla
         INSERT INTO subscription_credentials (tenant_id, subscription_id, master_key_id, sealed)
         SELECT $1, id, 'k1', '' FROM made)
       INSERT INTO breakers (tenant_id, subscription_id, phase, reason, open_count, changed_at)
-      SELECT $1, id, 'closed', '', 1, now() FROM made`,
+      SELECT $1, id, 'closed', '', 1, now() - interval '1 h' FROM made`,
     [tenantId, count],
+  );
+  await database.owner.query(
+    'UPDATE subscriptions SET config_version = 9 WHERE id IN (SELECT id FROM subscriptions LIMIT 3)',
   );
   const { rows: ids } = await database.owner.query(
     'SELECT id FROM subscriptions ORDER BY id OFFSET 500 LIMIT 1',
   );
-  const { rows } = await db.claims.query<{ 'QUERY PLAN': [{ Plan: PlanNode }] }>(
-    `EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) EXECUTE "tenant-config" ('${tenantId}', '${ids[0].id}', 200)`,
-  );
-  const plan = rows[0]!['QUERY PLAN'][0].Plan;
-  expect(plan['Actual Rows']).toBe(200);
+  const planOf = async (execute: string) => {
+    const { rows } = await db.claims.query<{ 'QUERY PLAN': [{ Plan: PlanNode }] }>(
+      `EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) EXECUTE ${execute}`,
+    );
+    const plan = rows[0]!['QUERY PLAN'][0].Plan;
+    const nodes = [plan];
+    for (const node of nodes)
+      nodes.push(...(node.Plans ?? []).filter((n) => n['Parent Relationship'] !== 'InitPlan'));
+    const rowsOf = (table: string) =>
+      nodes.reduce(
+        (sum, node) =>
+          sum + (node['Relation Name'] === table ? node['Actual Rows'] * node['Actual Loops'] : 0),
+        0,
+      );
+    return {
+      rows: plan['Actual Rows'],
+      pages: plan['Shared Hit Blocks'] + plan['Shared Read Blocks'],
+      rowsOf,
+    };
+  };
   // Of the thousand no more are read than a page has, wherever it begins.
-  const nodes = [plan];
-  for (const node of nodes) nodes.push(...(node.Plans ?? []));
-  const read = nodes.filter((node) => node['Relation Name']?.startsWith('subscriptions'));
-  expect(read.reduce((count, node) => count + node['Actual Rows'], 0)).toBe(200);
-  const pages = plan['Shared Hit Blocks'] + plan['Shared Read Blocks'];
+  const page = await planOf(`"tenant-config" ('${tenantId}', '${ids[0].id}', 200)`);
+  expect(page.rows).toBe(200);
+  for (const table of ['subscriptions', 'subscription_secrets', 'subscription_credentials']) {
+    expect([table, page.rowsOf(table)]).toEqual([table, 200]);
+  }
   // Three look-ups of a row, of at most four pages each: of all of a tenant's rows for each it would be ten times that.
-  expect(pages).toBeLessThan(200 * 12 + 200);
+  expect(page.pages).toBeLessThan(200 * 12 + 200);
+  // Of three that changed no more than those are read, beside the number of all.
+  const before = '00000000-0000-0000-0000-000000000000';
+  const nowMs = Date.now();
+  const changes = await planOf(`"tenant-config-changes" ('${tenantId}', '${before}', 200, 8, ${nowMs})`);
+  expect(changes.rows).toBe(3);
+  expect(changes.rowsOf('subscriptions')).toBe(3 + 3); // their ids, and they
+  for (const table of ['subscription_secrets', 'subscription_credentials']) {
+    expect([table, changes.rowsOf(table)]).toEqual([table, 3]);
+  }
 });
 
 test('a configuration has all of its subscriptions, whatever their number is to that of a page', async () => {
@@ -144,7 +177,7 @@ test('a configuration that changes while it is read has the version from before,
     failed,
   );
   const [config] = await Promise.all([configs.get(tenantId)]);
-  const { rows } = await database.owner.query('SELECT config_version::int4 AS version FROM tenants');
+  const { rows } = await database.owner.query('SELECT config_version::float8 AS version FROM tenants');
   const paths = [...config!.targets.values()].map(({ path }) => path);
   expect([config!.version, paths.filter((path) => path === '/new').length]).toEqual([
     rows[0].version - 1,

@@ -72,7 +72,10 @@ const eventType: Target = {
       type.startsWith('dispatch.') && eventTypeProblem(type.slice('dispatch.'.length)) === undefined;
     const valid = patterns.filter((pattern) => patternProblem(pattern) === undefined);
     if (eventTypeProblem(type) !== undefined && !isOwn) return;
-    const index = createPatternIndex(valid.map((pattern) => ({ patterns: [pattern], value: pattern })));
+    const index = createPatternIndex(
+      valid.map((pattern) => ({ patterns: [pattern], value: pattern })),
+      (a, b) => (a < b ? -1 : 1),
+    );
     const found = index.match(type);
     for (const pattern of valid) {
       const matches = matchesPattern(pattern, type);
