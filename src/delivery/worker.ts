@@ -468,7 +468,7 @@ export function createWorker(deps: WorkerDeps) {
   }
 
   return {
-    /** See LocalWorker in publishing/group-commit.ts. */
+    /** See LocalWorker in publishing/hand-over.ts. */
     reserve(config: TenantConfig, target: Target): Place | undefined {
       const { tenantId } = config;
       const { subscriptionId } = target;

@@ -11,7 +11,8 @@ import {
 import { DispatchError, invalidField } from '../domain/errors.ts';
 import { type EventDraft, parseEvent } from '../domain/event.ts';
 import { parseTenantId, type TenantId } from '../domain/ids.ts';
-import type { GroupCommit, Published, PublishOutcome } from '../publishing/group-commit.ts';
+import type { GroupCommit } from '../publishing/group-commit.ts';
+import type { Published, PublishOutcome } from '../publishing/item.ts';
 import { bindService, type CallContext, ownTenant, tenantOf } from './call-path.ts';
 import { CODE_NUMBER } from './errors.ts';
 import { timeMs } from './times.ts';

@@ -1,5 +1,6 @@
 // What waits for what in front of the commit. That what is committed is right is for test/storage and test/e2e.
 import { randomBytes } from 'node:crypto';
+import { setImmediate as turn } from 'node:timers/promises';
 import { expect, test } from 'vitest';
 import { DispatchError } from '../../src/domain/errors.ts';
 import type { NewEvent } from '../../src/domain/event.ts';
@@ -7,10 +8,12 @@ import { createPatternIndex } from '../../src/domain/event-type.ts';
 import { createIdSource, type TenantId } from '../../src/domain/ids.ts';
 import { DEFAULT_QUOTA } from '../../src/domain/quota.ts';
 import type { TenantState } from '../../src/domain/tenant.ts';
-import { createGroupCommit, type PublishOutcome } from '../../src/publishing/group-commit.ts';
+import { createGroupCommit } from '../../src/publishing/group-commit.ts';
+import type { PublishOutcome } from '../../src/publishing/item.ts';
 import type { IngestBatch, IngestResult } from '../../src/storage/ingest.ts';
 import type { TenantConfig } from '../../src/storage/read-config.ts';
 import type { Target } from '../../src/storage/targets.ts';
+import { eventually } from '../support/eventually.ts';
 
 const configOf = (
   tenantId: string,
@@ -200,6 +203,49 @@ test('and so does what waited for a configuration while others came near the end
   for (const gate of gates.values()) gate.resolve();
   expect((await Promise.all(all)).map(codeOf)).toEqual(all.map(() => 'OK'));
   expect(written.filter((text) => text.startsWith('edge'))).toEqual(['edge 0', 'edge a', 'edge b']);
+});
+
+test('what waits for a configuration counts among what may wait, and publishing goes on once it is read', async () => {
+  const { memory, reads, publish, written } = start([configOf('quick')]);
+  const slow = Array.from({ length: 20_000 }, (_, i) => publish('slow', `t${i}`));
+  await Promise.resolve(); // they are looked at, and wait for their configuration
+  const refused = await publish('quick', 'a');
+  expect(refused.ok ? 'stored' : [refused.error.code, refused.error.reason]).toEqual([
+    'RESOURCE_EXHAUSTED',
+    'PUBLISH_QUEUE_FULL',
+  ]);
+  expect(written).toEqual([]);
+  await eventually(() => expect(reads.length).toBe(1));
+  memory.set('slow', configOf('slow'));
+  reads[0]!.end(configOf('slow'));
+  await Promise.all(slow);
+  expect(codeOf(await publish('quick', 'b'))).toBe('OK');
+  expect(written.length).toBe(20_001);
+});
+
+test('so does what waits near the end of a quota', async () => {
+  let goOn = () => {};
+  const isHeld = new Promise<void>((done) => {
+    goOn = done;
+  });
+  const { publish } = start(
+    [configOf('near'), configOf('quick')],
+    (batch) => batch.events.map(({ event }) => ({ kind: event.tenantId === 'near' ? 'near' : 'stored' })),
+    async (batch) => {
+      await isHeld;
+      return batch.events.map(() => ({ kind: 'stored' }));
+    },
+  );
+  const first = publish('near', 'first');
+  expect(codeOf(await publish('quick', 'a'))).toBe('OK');
+  const waiting = Array.from({ length: 20_000 }, (_, i) => publish('near', `t${i}`)); // the first is in a commit
+  for (let i = 0; i < 200; i++) {
+    await turn(); // all are looked at by then, and nothing is left but what waits there
+    expect(codeOf(await publish('quick', 'b'))).toBe('RESOURCE_EXHAUSTED');
+  }
+  goOn();
+  await Promise.all([first, ...waiting]);
+  expect(codeOf(await publish('quick', 'c'))).toBe('OK');
 });
 
 test('a tenant that is not there, is suspended or cannot be read is refused, whatever was known of it', async () => {
