@@ -102,10 +102,11 @@ function indexOf<T>(root: Node<T> | undefined, order: (a: T, b: T) => number): P
     },
     with(removed, added) {
       const made: Made = new Set();
+      const gone = new Set(removed.map(({ value }) => value));
       let left = root;
-      for (const { patterns, value } of removed) {
+      for (const { patterns } of removed) {
         for (const pattern of patterns) {
-          left = edited(left, pattern.split('.'), 0, (values) => without(values, value), made);
+          left = edited(left, pattern.split('.'), 0, (values) => without(values, gone, made), made);
         }
       }
       return indexOf(withEntries(left, added, made), order);
@@ -172,9 +173,13 @@ function withValue<T>(values: T[] | undefined, value: T, made: Made): T[] {
   return own;
 }
 
-function without<T>(values: T[] | undefined, value: T): T[] | undefined {
-  const left = values?.filter((other) => other !== value);
-  return left === undefined || left.length === 0 ? undefined : left;
+/** Looks through the values of a node once, however many of them go. */
+function without<T>(values: T[] | undefined, gone: ReadonlySet<T>, made: Made): T[] | undefined {
+  if (values === undefined || made.has(values)) return values;
+  const left = values.filter((value) => !gone.has(value));
+  if (left.length === 0) return undefined;
+  made.add(left);
+  return left;
 }
 
 function collect<T>(node: Node<T> | undefined, segments: readonly string[], at: number, found: Set<T>): void {

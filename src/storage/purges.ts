@@ -43,6 +43,11 @@ export async function purgeSubscription(db: Many, tenantId: string, uuid: string
   const discarded = await close('dead_letters', 'discarded');
   const count = cancelled.rowCount + parked.rowCount + discarded.rowCount;
   if (count > 0) return count;
+  // What workers wrote after the deletion.
+  for (const table of ['breakers', 'subscription_health', 'subscription_probes']) {
+    await db.many.query(sql.typeAlias('void')`
+      DELETE FROM ${sql.identifier([table])} WHERE tenant_id = ${tenantId} AND subscription_id = ${uuid}`);
+  }
   const removed = await db.many.query(sql.typeAlias('void')`
     DELETE FROM subscriptions WHERE tenant_id = ${tenantId} AND id = ${uuid} AND deleted_at IS NOT NULL`);
   return removed.rowCount;

@@ -52,6 +52,8 @@ export type TargetBreaker = {
   readonly phase: 'open' | 'closed';
   readonly openCount: number;
   readonly changedAtMs: number;
+  /** The same on the database's clock: which transition it was. */
+  readonly writtenAtMs: number;
   /** Of an open one: when a probe may go out. */
   readonly untilMs: number;
 };
@@ -62,6 +64,9 @@ export const configRow = z.object({
   marked_changes: z.number(),
   read_at_ms: z.number(),
   live_count: z.number().nullable(),
+  /** What the next page begins after; its subscription may be gone. */
+  at: z.string().nullable(),
+  changed_in: z.number().nullable(),
   is_deleted: z.boolean(),
   tenant_state: z.enum(['active', 'suspended', 'deleting']),
   id: z.string().nullable(),
@@ -168,6 +173,7 @@ const targetBreaker = (row: z.infer<typeof breakerSchema>, nowMs: number): Targe
   phase: row.phase,
   openCount: row.openCount,
   changedAtMs: nowMs - row.agoMs,
+  writtenAtMs: row.changedAtMs,
   untilMs: nowMs + (row.openForMs ?? 0),
 });
 

@@ -6,9 +6,11 @@ import type { TenantId } from '../domain/ids.ts';
 import type { Quota } from '../domain/quota.ts';
 import type { MasterKeys } from '../domain/sealing.ts';
 import { type Database, sql } from './database.ts';
-import { type ConfigRead, readConfig, type TenantConfig } from './read-config.ts';
+import { type ConfigRead, MAX_BASE_AGE_MS, readConfig, type TenantConfig } from './read-config.ts';
 
 const MAX_AGE_MS = 5_000;
+/** How often configurations are looked for that nobody asked for any more since they were forgotten. */
+const SWEEP_MS = 60_000;
 /** After a check that failed none is tried for this long: a database that is away is not asked by every publish. */
 const CHECK_REST_MS = 500;
 const MAX_TENANTS = 5_000;
@@ -19,10 +21,12 @@ export type TenantConfigs = {
   readonly get: (tenantId: TenantId) => Promise<TenantConfig | undefined>;
   /** The same if it is in memory; asks for a check in the background once it is older than 5 s. */
   readonly peek: (tenantId: TenantId) => TenantConfig | undefined;
-  /** Reads it anew from the database, whatever is in memory. */
+  /** Reads it anew from the database, also if it is in memory. */
   readonly reload: (tenantId: TenantId) => Promise<TenantConfig | undefined>;
-  /** Forgets a tenant, or all: the next use reads it anew; of one that was named what changed since. */
+  /** Forgets a tenant, or all: the next use reads what changed since. */
   readonly forget: (tenantId: TenantId | undefined) => void;
+  /** Nothing that was known counts any more: what answers now may be another database. */
+  readonly clear: () => void;
 };
 
 type Entry = {
@@ -44,10 +48,11 @@ export function createTenantConfigs(
   const entries = new Map<TenantId, Entry>(); // in the order of their last load: the oldest is evicted first
   const loading = new Map<TenantId, Promise<TenantConfig | undefined>>();
   const toCheck = new Set<TenantId>();
-  /** Grows when all is forgotten: nothing from before is built on. */
+  /** Grows with clear(): nothing from before is kept. */
   let era = 0;
   let checking = false;
   let restUntilMs = Number.NEGATIVE_INFINITY;
+  let sweptAtMs = now();
 
   /**
    * Reads a configuration and keeps it. One that forget() overtook serves its waiters, and the next one is read from it: a
@@ -76,7 +81,9 @@ export function createTenantConfigs(
 
   function keep(entry: Entry): void {
     const { tenantId, version } = entry.read.config;
+    sweep();
     const known = entries.get(tenantId);
+    // Overtaken, and perhaps by one that began later and is there already: then that is the better one.
     if (entry.isForgotten && known !== undefined && known.read.config.version >= version) return;
     entries.delete(tenantId);
     entries.set(tenantId, entry);
@@ -84,17 +91,31 @@ export function createTenantConfigs(
     if (oldest !== undefined) entries.delete(oldest);
   }
 
+  /** Removes what was forgotten and is too old to be built on: it holds secrets of what may be gone. */
+  function sweep(): void {
+    const nowMs = now();
+    if (nowMs - sweptAtMs < SWEEP_MS) return;
+    sweptAtMs = nowMs;
+    for (const [tenantId, entry] of entries) {
+      if (entry.isForgotten && nowMs - entry.checkedAtMs > MAX_BASE_AGE_MS) entries.delete(tenantId);
+    }
+  }
+
   async function check(): Promise<void> {
     checking = true;
     try {
-      const ids = [...toCheck];
+      const asked = [...toCheck].map((id) => [id, entries.get(id)] as const);
       toCheck.clear();
       const startedAt = now();
-      const versions = await readVersions(db, ids);
-      for (const id of ids) {
-        const entry = entries.get(id);
-        if (entry === undefined) continue;
-        if (versions.get(id) === entry.read.config.version) entry.checkedAtMs = startedAt;
+      const versions = await readVersions(
+        db,
+        asked.map(([id]) => id),
+      );
+      for (const [id, entry] of asked) {
+        if (entry === undefined || entries.get(id) !== entry) continue; // there is a newer one
+        const version = versions.get(id);
+        if (version === entry.read.config.version) entry.checkedAtMs = startedAt;
+        else if (version === undefined) entries.delete(id);
         else entry.isForgotten = true;
       }
     } catch (error) {
@@ -137,13 +158,13 @@ export function createTenantConfigs(
       return load(tenantId);
     },
     forget(tenantId) {
-      if (tenantId === undefined) {
-        era++;
-        entries.clear();
-        loading.clear();
-      } else {
-        forget(tenantId);
-      }
+      if (tenantId !== undefined) forget(tenantId);
+      else for (const id of [...entries.keys(), ...loading.keys()]) forget(id);
+    },
+    clear() {
+      era++;
+      entries.clear();
+      loading.clear();
     },
   };
 }

@@ -24,6 +24,7 @@ import {
 import { createTenantConfigs } from '../../src/storage/tenant-configs.ts';
 import { createTenant, setOwnQuota, setTenantState } from '../../src/storage/tenants.ts';
 import { cloneDatabase, type TestDatabase } from '../support/database.ts';
+import { eventually } from '../support/eventually.ts';
 
 const MASTER_KEYS: MasterKeys = [{ id: 'k1', key: Buffer.alloc(32, 7) }];
 const TYPES = ['order.created', 'order.updated', 'invoice.paid', 'a.b.c'];
@@ -65,7 +66,7 @@ function told(config: TenantConfig | undefined) {
   const { targets, matches, serial, ...rest } = config;
   const all = [...targets.values()].map(({ secrets, lastingKeys, breaker, ...target }) => ({
     ...target,
-    breaker: breaker && { phase: breaker.phase, openCount: breaker.openCount },
+    breaker: breaker && { phase: breaker.phase, openCount: breaker.openCount, at: breaker.writtenAtMs },
     signs: secrets.map(({ key, liveUntilMs }) => [
       signatureHeader([key], 'id', 1, Buffer.from('x')),
       liveUntilMs === Number.POSITIVE_INFINITY,
@@ -81,23 +82,33 @@ function told(config: TenantConfig | undefined) {
 }
 
 /** A cache, what it asked the database, and all of the configuration as it is read without one. */
-function cacheOf() {
+function cacheOf(afterPage: () => Promise<unknown> = async () => {}) {
   const asked: string[] = [];
-  const query = ((statement: { name: string; text: string; values: unknown[] }) => {
+  let passedMs = 0;
+  let shiftMs = 0;
+  const query = (async (statement: { name: string; text: string; values: unknown[] }) => {
     asked.push(statement.name);
-    return db.claims.query(statement);
+    const page = await db.claims.query(statement);
+    for (const row of page.rows as { read_at_ms: number }[]) row.read_at_ms += shiftMs;
+    await afterPage();
+    return page;
   }) as typeof db.claims.query;
   const create = (claims: typeof db.claims) =>
     createTenantConfigs(
       { many: db.many, claims },
       MASTER_KEYS,
       DEFAULT_QUOTA,
-      () => performance.now(),
+      () => performance.now() + passedMs,
       (error) => expect.fail(`${error}`),
     );
   const configs = create({ ...db.claims, query });
   return {
     configs,
+    /** Time passes, on the process's clock and, but for `here`, on the database's. */
+    pass: (ms: number, where: 'here' | 'everywhere' = 'everywhere') => {
+      passedMs += ms;
+      if (where === 'everywhere') shiftMs += ms;
+    },
     /** The statements since the last time. */
     asked: () => asked.splice(0),
     /** As if a notification had come. */
@@ -109,8 +120,12 @@ function cacheOf() {
   };
 }
 
-async function create(tenantId: TenantId, settings: Partial<SubscriptionSettings> = {}) {
-  const subscriptionId = idFromUuid('sub', randomUUID()) as SubscriptionId;
+async function create(
+  tenantId: TenantId,
+  settings: Partial<SubscriptionSettings> = {},
+  uuid: string = randomUUID(),
+) {
+  const subscriptionId = idFromUuid('sub', uuid) as SubscriptionId;
   const secrets = [newSecret(tenantId, subscriptionId)];
   const all = { ...SETTINGS, ...settings };
   await createSubscription(db, tenantId, subscriptionId, all, secrets, 'unchanged', 1_000, 'active');
@@ -289,11 +304,11 @@ test('after a connection was lost nothing is built on what was known: the databa
   const cache = cacheOf();
   await openTenant(tenantId);
   const reading = cache.configs.get(tenantId);
-  cache.configs.forget(undefined); // also overtakes what is being read
+  cache.configs.clear(); // also overtakes what is being read
   await reading;
   await cache.configs.get(tenantId);
   expect(cache.asked()).toEqual(['tenant-config', 'tenant-config']);
-  cache.configs.forget(undefined);
+  cache.configs.clear();
   await cache.configs.get(tenantId);
   expect(cache.asked()).toEqual(['tenant-config']);
 });
@@ -310,4 +325,200 @@ test('a configuration that changed while it was read is what the next one is rea
   await MARKED.url!(tenantId, id, 5);
   expect(told(await cache.configs.get(tenantId))).toEqual(told(await cache.all(tenantId)));
   expect(cache.asked()).toEqual(['tenant-config', 'tenant-config-changes']);
+});
+
+test('when any tenant may have changed, each is read anew from what is known of it', async () => {
+  const tenantId = newTenantId();
+  const cache = cacheOf();
+  await openTenant(tenantId);
+  const id = await create(tenantId);
+  await cache.configs.get(tenantId);
+  await MARKED.url!(tenantId, id, 7);
+  cache.configs.forget(undefined);
+  expect(told(await cache.configs.get(tenantId))).toEqual(told(await cache.all(tenantId)));
+  expect(cache.asked()).toEqual(['tenant-config', 'tenant-config-changes']);
+});
+
+/** A tenant with as many subscriptions, and their ids. */
+async function openLarge(count: number) {
+  const tenantId = newTenantId();
+  await openTenant(tenantId);
+  await database.owner.query(
+    `INSERT INTO subscriptions (tenant_id, id, url, event_types, description, headers, attempt_timeout_ms, metadata, state)
+     SELECT $1, gen_random_uuid(), 'https://example.com/', '{order.*}', '', '{}', 1000, '{}', 'active'
+     FROM generate_series(1, $2::int4)`,
+    [tenantId, count],
+  );
+  return { tenantId, ids: await live(tenantId) };
+}
+
+test('breakers of more subscriptions than a page holds are read in pages, and of what did not change nothing is made anew', async () => {
+  const { tenantId } = await openLarge(450);
+  const cache = cacheOf();
+  await cache.configs.get(tenantId);
+  cache.asked();
+  await database.owner.query(
+    `INSERT INTO breakers (tenant_id, subscription_id, phase, reason, open_count, until)
+     SELECT tenant_id, id, 'open', 'failure_rate', 1, now() FROM subscriptions WHERE tenant_id = $1`,
+    [tenantId],
+  );
+  const opened = await cache.anew(tenantId);
+  expect(told(opened)).toEqual(told(await cache.all(tenantId)));
+  expect([...opened!.targets.values()].filter(({ breaker }) => breaker?.phase === 'open').length).toBe(450);
+  const again = await cache.anew(tenantId); // they are read once more
+  expect(
+    [...again!.targets.values()].filter((target) => opened!.targets.get(target.subscriptionId) === target)
+      .length,
+  ).toBe(450);
+  expect(cache.asked()).toEqual(Array(6).fill('tenant-config-changes'));
+});
+
+test('a breaker that was being written while a configuration was read is seen by the next', async () => {
+  const { tenantId, ids } = await openLarge(1);
+  const cache = cacheOf();
+  await using writer = await openDatabase(database.url, 1, () => {});
+  const entered = Promise.withResolvers<void>();
+  const wasRead = Promise.withResolvers<void>();
+  const writing = writer.inTenant(tenantId, async (tx) => {
+    const many = {
+      query: (statement: Parameters<typeof tx.query>[0]) => tx.query(statement),
+    } as Database['many'];
+    await writeBreaker({ many }, tenantId, ids[0]!, {
+      phase: 'open',
+      reason: 'failure_rate',
+      openCount: 1,
+      openForMs: 1,
+    });
+    entered.resolve();
+    await wasRead.promise;
+  });
+  await entered.promise;
+  expect((await cache.anew(tenantId))!.targets.get(ids[0]!)?.breaker).toBeUndefined();
+  wasRead.resolve();
+  await writing;
+  expect((await cache.anew(tenantId))!.targets.get(ids[0]!)?.breaker?.phase).toBe('open');
+});
+
+test('a breaker whose subscription is gone does not end the pages', async () => {
+  const { tenantId, ids } = await openLarge(400);
+  const cache = cacheOf();
+  await cache.configs.get(tenantId);
+  cache.asked();
+  await database.owner.query(
+    `INSERT INTO breakers (tenant_id, subscription_id, phase, reason, open_count)
+     SELECT $1, '00000000-0000-0000-0000-000000000001', 'closed', '', 0`,
+    [tenantId],
+  );
+  await disableSubscriptions(db, tenantId, new Map(ids.map((id) => [id, 'gone'])));
+  expect(told(await cache.anew(tenantId))).toEqual(told(await cache.all(tenantId)));
+  expect(cache.asked()).toEqual(Array(3).fill('tenant-config-changes'));
+});
+
+test('a purge removes what workers wrote of a subscription after its deletion', async () => {
+  const { tenantId, ids } = await openLarge(1);
+  await deleteSubscription(db, tenantId, ids[0]!, undefined);
+  await database.owner.query(
+    `INSERT INTO breakers (tenant_id, subscription_id, phase, reason, open_count) VALUES ($1, $2, 'closed', '', 0)`,
+    [tenantId, uuidOf(ids[0]!)],
+  );
+  await purgeSubscription(db, tenantId, uuidOf(ids[0]!));
+  const { rows } = await database.owner.query('SELECT FROM breakers WHERE tenant_id = $1', [tenantId]);
+  expect(rows.length).toBe(0);
+});
+
+test('more changes than are worth it are not read one by one', async () => {
+  const { tenantId, ids } = await openLarge(1_300);
+  const cache = cacheOf();
+  await cache.configs.get(tenantId);
+  cache.asked();
+  await disableSubscriptions(db, tenantId, new Map(ids.map((id) => [id, 'gone'])));
+  expect(told(await cache.anew(tenantId))).toEqual(told(await cache.all(tenantId)));
+  expect(cache.asked()).toEqual([
+    ...Array(6).fill('tenant-config-changes'),
+    ...Array(7).fill('tenant-config'),
+  ]);
+});
+
+test.each(['create', 'delete'])('a change between two pages (%s) is no reason to read all', async (name) => {
+  const { tenantId, ids } = await openLarge(450);
+  let between: (() => Promise<unknown>) | undefined;
+  const cache = cacheOf(async () => {
+    const work = between;
+    between = undefined;
+    await work?.();
+  });
+  await cache.configs.get(tenantId);
+  cache.asked();
+  await disableSubscriptions(db, tenantId, new Map(ids.map((id) => [id, 'gone'])));
+  const last = [...ids].sort().at(-1)!;
+  between = async () => {
+    if (name === 'delete') await deleteSubscription(db, tenantId, last, undefined);
+    else await create(tenantId, {}, 'ffffffff-ffff-7fff-bfff-ffffffffffff');
+  };
+  const overtaken = await cache.anew(tenantId);
+  expect(overtaken!.targets.size).toBe(name === 'delete' ? 449 : 451); // with the version from before
+  expect(cache.asked()).toEqual(Array(3).fill('tenant-config-changes'));
+  expect(told(await cache.anew(tenantId))).toEqual(told(await cache.all(tenantId)));
+  expect(cache.asked()).toEqual(['tenant-config-changes']);
+});
+
+test('ten minutes after all was read it is read again: what was wrong with it does not stay', async () => {
+  const { tenantId } = await openLarge(2);
+  const cache = cacheOf();
+  await cache.configs.get(tenantId);
+  await cache.anew(tenantId);
+  cache.asked();
+  // Unseen by any mark.
+  await database.owner.query("UPDATE subscriptions SET url = 'https://example.com/x' WHERE tenant_id = $1", [
+    tenantId,
+  ]);
+  expect((await cache.anew(tenantId))!.targets.values().next().value!.path).toBe('/');
+  cache.pass(10 * 60_000 + 1);
+  expect((await cache.anew(tenantId))!.targets.values().next().value!.path).toBe('/x');
+  expect(cache.asked()).toEqual(['tenant-config-changes', 'tenant-config-changes', 'tenant-config']);
+});
+
+test('a change that nobody told of is seen within 5 s of use, and a tenant that is gone is forgotten', async () => {
+  const { tenantId, ids } = await openLarge(1);
+  const cache = cacheOf();
+  const [version] = [(await cache.configs.get(tenantId))!.version];
+  await setSubscriptionState(db, tenantId, ids[0]!, 'paused');
+  expect(cache.configs.peek(tenantId)?.version).toBe(version);
+  cache.pass(5_001);
+  await eventually(() => expect(cache.configs.peek(tenantId)).toBeUndefined());
+  expect((await cache.configs.get(tenantId))?.targets.get(ids[0]!)?.state).toBe('paused');
+  expect(cache.asked()).toEqual(['tenant-config', 'tenant-config-changes']);
+  await database.owner.query('DELETE FROM tenants WHERE tenant_id = $1', [tenantId]);
+  cache.pass(5_001);
+  await eventually(() => expect(cache.configs.peek(tenantId)).toBeUndefined());
+  expect(await cache.configs.get(tenantId)).toBeUndefined();
+  expect(cache.asked()).toEqual(['tenant-config']);
+});
+
+test('of two reads that overtook each other the newer one is kept', async () => {
+  const { tenantId, ids } = await openLarge(1);
+  const held: (() => void)[] = [];
+  const cache = cacheOf(() => new Promise<void>((done) => held.push(done)));
+  const older = cache.configs.get(tenantId);
+  await eventually(() => expect(held.length).toBe(1)); // it was read, and is not there yet
+  await setSubscriptionState(db, tenantId, ids[0]!, 'paused');
+  const newer = cache.anew(tenantId);
+  await eventually(() => expect(held.length).toBe(2));
+  held[1]!();
+  const kept = await newer;
+  held[0]!();
+  expect((await older)!.version).toBeLessThan(kept!.version);
+  expect(cache.configs.peek(tenantId)).toBe(kept);
+});
+
+test('what was forgotten and is not asked for again is not kept for long', async () => {
+  const [gone, other] = [await openLarge(1), await openLarge(1)];
+  const cache = cacheOf();
+  await cache.configs.get(gone.tenantId);
+  cache.configs.forget(gone.tenantId);
+  cache.pass(10 * 60_000 + 1, 'here');
+  await cache.configs.get(other.tenantId);
+  cache.asked();
+  await cache.configs.get(gone.tenantId);
+  expect(cache.asked()).toEqual(['tenant-config']); // there was nothing to build on
 });
