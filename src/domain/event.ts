@@ -109,13 +109,25 @@ function parseBody(draft: EventDraft, contentType: string, path: string, wrong: 
       const field = `${path}.payload`;
       const { payload } = body;
       const bytes = Buffer.from(payload.buffer, payload.byteOffset, payload.byteLength);
-      if (checkSize(bytes, field, wrong) && JSON_TYPE.test(contentType)) {
+      if (!checkSize(bytes, field, wrong)) return bytes;
+      if (JSON_TYPE.test(contentType)) {
         const problem = jsonProblem(bytes);
         if (problem !== undefined) wrong.add(field, problem);
       }
-      return bytes;
+      return ownBytes(bytes);
     }
   }
+}
+
+/**
+ * A body that came with others, in memory of its own: an event that waits would keep the bytes of its whole request, of a
+ * thousand events, in V8's old generation (ADR 0032).
+ */
+function ownBytes(body: Buffer): Buffer {
+  if (body.length * 2 > body.buffer.byteLength) return body;
+  const own = Buffer.allocUnsafeSlow(body.length); // not in Buffer's pool, which many share as well
+  body.copy(own);
+  return own;
 }
 
 function checkSize(bytes: Buffer, field: string, wrong: Violations): boolean {

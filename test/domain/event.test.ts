@@ -33,6 +33,16 @@ function violationsOf(changes: Partial<EventDraft>): string[] {
 const nested = (depth: number): object => (depth === 1 ? {} : { a: nested(depth - 1) });
 
 describe('an event', () => {
+  test('keeps no bytes of the request that it came in but its own', () => {
+    const request = Buffer.alloc(64 * 1024, '"x"');
+    const parsed = (body: Uint8Array) =>
+      parseEvent(tenant, draft({ body: { kind: 'payload', payload: body } }), NOW).payload;
+    const one = parsed(request.subarray(300, 303));
+    expect([one.toString(), one.buffer.byteLength]).toEqual(['"x"', 3]);
+    const alone = Buffer.from(new Uint8Array([...'"only this"'].map((c) => c.charCodeAt(0))).buffer);
+    expect(parsed(alone).buffer).toBe(alone.buffer); // no copy of what is all there is
+  });
+
   test('keeps the bytes of a payload exactly, whatever its spelling', () => {
     const text = '{ "b":1.0,\n"a":[ 1e2 ] }';
     expect(parseEvent(tenant, draft({ body: payload(text) }), NOW).payload.toString()).toBe(text);
