@@ -115,7 +115,7 @@ export async function startInstance(ready: Ready): Promise<Instance> {
     if (maintenance !== undefined) stack.defer(maintenance.stop);
     listening = stack.use(
       listen(db.ownerUrl, {
-        onListening: configs.clear,
+        onConnection: configs.clear,
         onReady: (queues) => worker?.poke(queues),
         onChanged: (tenantIds) => {
           if (tenantIds === undefined) configs.forget(undefined);

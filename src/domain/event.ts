@@ -102,8 +102,7 @@ function parseBody(draft: EventDraft, contentType: string, path: string, wrong: 
         return Buffer.alloc(0);
       }
       const bytes = Buffer.from(JSON.stringify(body.data), 'utf8');
-      checkSize(bytes, field, wrong);
-      return bytes;
+      return checkSize(bytes, field, wrong) ? ownBytes(bytes) : bytes;
     }
     case 'payload': {
       const field = `${path}.payload`;
@@ -120,8 +119,8 @@ function parseBody(draft: EventDraft, contentType: string, path: string, wrong: 
 }
 
 /**
- * A body that came with others, in memory of its own: an event that waits would keep the bytes of its whole request, of a
- * thousand events, in V8's old generation (ADR 0032).
+ * A body in memory of its own: an event that waits would keep what it came with, the bytes of a request of a thousand
+ * events or a piece of Buffer's pool, in V8's old generation (ADR 0032).
  */
 function ownBytes(body: Buffer): Buffer {
   if (body.length * 2 > body.buffer.byteLength) return body;

@@ -1,5 +1,5 @@
 // Events of tenants near the end of a quota of events: each tenant's are committed one batch after the other, so that each
-// batch sees what the one before it used; the tenants in turn, beside the other commits. May import domain.
+// batch sees what the one before it used; the tenants in turn, beside the other commits. May import domain and storage.
 import { performance } from 'node:perf_hooks';
 import type { TenantId } from '../domain/ids.ts';
 import { bySerial, bytesOf, type Item } from './item.ts';

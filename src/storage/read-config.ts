@@ -103,9 +103,9 @@ let readCount = 0;
 
 /** Subscriptions of a page. Ten thousand take 0.3 s to read and make ready: other tenants' events have their turns between pages. */
 const PAGE = 200;
-/** More changes than these pages hold are not read one by one: all is read, which is made for that. */
-const MAX_CHANGED_PAGES = 5;
-/** How long one configuration is made of another before all is read again: nothing that went wrong, or was lost, stays. */
+/** If more than this changed all is read, which is made for that. */
+const MAX_CHANGES = 1_000;
+/** The first change after this time reads all again: nothing that went wrong, or was lost, stays for long. */
 export const MAX_BASE_AGE_MS = 10 * 60_000;
 const BEFORE_ALL = '00000000-0000-0000-0000-000000000000';
 
@@ -183,22 +183,25 @@ async function readChanges(reader: ConfigReader, base: ConfigRead): Promise<Conf
   const removed: Target[] = [];
   const added: Target[] = [];
   let first: ConfigRow | undefined;
-  let pageCount = 0;
-  /** How many more there are by changes that came after the first page. */
+  let changeCount = 0;
+  /**
+   * How many more there are by changes that came after the first page. One that was made before it and changes after it is
+   * counted once too often, and all is read.
+   */
   let moreSince = 0;
   for await (const { rows, nowMs } of pagesOf(reader, CHANGED, tenantId, [version, base.readAtMs])) {
     if (first === undefined) {
       first = rows[0];
       if (first === undefined) return undefined;
-      if (!isMarked(base, first) || first.read_at_ms - base.allReadAtMs > MAX_BASE_AGE_MS) return 'all';
+      if (!mayBuildOn(base, first)) return 'all';
     }
-    if (++pageCount > MAX_CHANGED_PAGES) return 'all';
     const quota = quotaOf(reader, first);
     for (const row of rows) {
       if (row.id === null) continue;
       const id = idFromUuid('sub', row.id) as SubscriptionId;
       const before = targets.get(id);
       if (before !== undefined && !hasChanged(before, row, version)) continue;
+      if (++changeCount > MAX_CHANGES) return 'all';
       if (before !== undefined) removed.push(before);
       if (row.is_deleted) {
         targets.delete(id);
@@ -220,9 +223,15 @@ async function readChanges(reader: ConfigReader, base: ConfigRead): Promise<Conf
   return readOf(reader, tenantId, first, targets, next, base.allReadAtMs);
 }
 
-/** Whether every change since a configuration was read is marked on what it changed: the version before marks none. */
-const isMarked = ({ config, markedChanges }: ConfigRead, row: ConfigRow): boolean =>
-  row.config_version - config.version === row.marked_changes - markedChanges;
+/**
+ * Whether every change since a configuration was read is marked on what it changed: the version before marks none. Versions
+ * and clocks that went back are those of a database that lost something.
+ */
+function mayBuildOn({ config, markedChanges, readAtMs, allReadAtMs }: ConfigRead, row: ConfigRow): boolean {
+  const changes = row.config_version - config.version;
+  const isMarked = changes >= 0 && changes === row.marked_changes - markedChanges;
+  return isMarked && row.read_at_ms >= readAtMs && row.read_at_ms - allReadAtMs <= MAX_BASE_AGE_MS;
+}
 
 /** Breakers of the last minute are read each time. */
 const hasChanged = (before: Target, row: ConfigRow, version: number): boolean =>

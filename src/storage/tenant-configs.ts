@@ -48,7 +48,7 @@ export function createTenantConfigs(
   const entries = new Map<TenantId, Entry>(); // in the order of their last load: the oldest is evicted first
   const loading = new Map<TenantId, Promise<TenantConfig | undefined>>();
   const toCheck = new Set<TenantId>();
-  /** Grows with clear(): nothing from before is kept. */
+  /** Grows with clear(): nothing from before is kept, nor given to anybody. */
   let era = 0;
   let checking = false;
   let restUntilMs = Number.NEGATIVE_INFINITY;
@@ -63,9 +63,9 @@ export function createTenantConfigs(
     const startedIn = era;
     const mine = readConfig(reader, tenantId, entries.get(tenantId)?.read).then(
       (read) => {
+        if (startedIn !== era) return loading.get(tenantId) ?? load(tenantId);
         const isForgotten = loading.get(tenantId) !== mine;
         if (!isForgotten) loading.delete(tenantId);
-        if (startedIn !== era) return read?.config;
         if (read !== undefined) keep({ read, checkedAtMs: startedAt, isForgotten });
         else if (!isForgotten) entries.delete(tenantId);
         return read?.config;
@@ -91,7 +91,7 @@ export function createTenantConfigs(
     if (oldest !== undefined) entries.delete(oldest);
   }
 
-  /** Removes what was forgotten and is too old to be built on: it holds secrets of what may be gone. */
+  /** Removes what was forgotten and is too old to be built on, once a minute at most, while others are read. */
   function sweep(): void {
     const nowMs = now();
     if (nowMs - sweptAtMs < SWEEP_MS) return;

@@ -8,8 +8,8 @@ import type { Statements } from './hot-pool.ts';
 
 /** What a listener hears. */
 export type WakeupListener = {
-  /** It listens, for the first time or again: what answers may be another database than before. */
-  readonly onListening: () => void;
+  /** It listens, or listens no more: what answers may be another database than before. */
+  readonly onConnection: () => void;
   /** These queues have something due; undefined: some queue has. */
   readonly onReady: (queues: readonly QueueKey[] | undefined) => void;
   /** These tenants or their subscriptions changed; undefined: any may have. */
@@ -66,7 +66,7 @@ export function listen(url: string, listener: WakeupListener): Listening {
     session = next;
     delayMs = 100;
     // Whatever was said while nobody listened is gone: look at everything once.
-    listener.onListening();
+    listener.onConnection();
     listener.onChanged(undefined);
     listener.onReady(undefined);
     heartbeat = setInterval(() => {
@@ -76,6 +76,7 @@ export function listen(url: string, listener: WakeupListener): Listening {
 
   function lost(which: pg.Client, error: unknown): void {
     if (client !== which) return;
+    if (session !== undefined) listener.onConnection();
     client = undefined;
     session = undefined;
     clearInterval(heartbeat);

@@ -39,6 +39,8 @@ describe('an event', () => {
       parseEvent(tenant, draft({ body: { kind: 'payload', payload: body } }), NOW).payload;
     const one = parsed(request.subarray(300, 303));
     expect([one.toString(), one.buffer.byteLength]).toEqual(['"x"', 3]);
+    const data = parseEvent(tenant, draft({ body: { kind: 'data', data: { a: 1 } } }), NOW).payload;
+    expect([data.toString(), data.buffer.byteLength]).toEqual(['{"a":1}', 7]); // nor others' in Buffer's pool
     const alone = Buffer.from(new Uint8Array([...'"only this"'].map((c) => c.charCodeAt(0))).buffer);
     expect(parsed(alone).buffer).toBe(alone.buffer); // no copy of what is all there is
   });

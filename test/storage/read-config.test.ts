@@ -264,6 +264,16 @@ const UNMARKED: Readonly<Record<string, (tenantId: TenantId, id: SubscriptionId)
     await deleteSubscription(db, tenantId, id, undefined);
     expect(await purgeSubscription(db, tenantId, uuidOf(id))).toBe(1);
   },
+  'changes that the database lost': async (tenantId) => {
+    await database.owner.query(
+      'UPDATE tenants SET config_version = config_version - 1, marked_changes = marked_changes - 1 WHERE tenant_id = $1',
+      [tenantId],
+    );
+    await database.owner.query(
+      "UPDATE subscriptions SET url = 'https://example.com/old' WHERE tenant_id = $1",
+      [tenantId],
+    );
+  },
   'the same tenant, made anew': async (tenantId) => {
     for (const table of ['subscriptions', 'subscription_secrets', 'tenants']) {
       await database.owner.query(`DELETE FROM ${table} WHERE tenant_id = $1`, [tenantId]);
@@ -325,6 +335,32 @@ test('a configuration that changed while it was read is what the next one is rea
   await MARKED.url!(tenantId, id, 5);
   expect(told(await cache.configs.get(tenantId))).toEqual(told(await cache.all(tenantId)));
   expect(cache.asked()).toEqual(['tenant-config', 'tenant-config-changes']);
+});
+
+test('nor is what was being read then given to anybody', async () => {
+  const tenantId = newTenantId();
+  const cache = cacheOf();
+  await openTenant(tenantId);
+  await create(tenantId);
+  await cache.configs.get(tenantId);
+  // Another database, with the same version of something else.
+  await database.owner.query("UPDATE subscriptions SET url = 'https://example.com/x' WHERE tenant_id = $1", [
+    tenantId,
+  ]);
+  const reading = cache.anew(tenantId);
+  cache.configs.clear();
+  expect((await reading)!.targets.values().next().value!.path).toBe('/x');
+  expect(cache.configs.peek(tenantId)).toBe(await reading);
+});
+
+test('a clock of the database that went back is no measure of what was written since', async () => {
+  const { tenantId, ids } = await openLarge(1);
+  const cache = cacheOf();
+  cache.pass(300_000);
+  await cache.configs.get(tenantId);
+  cache.pass(-300_000);
+  await MARKED.opens!(tenantId, ids[0]!, 1);
+  expect((await cache.anew(tenantId))!.targets.get(ids[0]!)?.breaker?.phase).toBe('open');
 });
 
 test('when any tenant may have changed, each is read anew from what is known of it', async () => {
@@ -437,6 +473,23 @@ test('more changes than are worth it are not read one by one', async () => {
     ...Array(6).fill('tenant-config-changes'),
     ...Array(7).fill('tenant-config'),
   ]);
+});
+
+test('breakers that are the same as before are no changes, however many were written just now', async () => {
+  const { tenantId } = await openLarge(1_100);
+  await database.owner.query(
+    `INSERT INTO breakers (tenant_id, subscription_id, phase, reason, open_count, until)
+     SELECT tenant_id, id, 'open', 'failure_rate', 1, now() FROM subscriptions WHERE tenant_id = $1`,
+    [tenantId],
+  );
+  const cache = cacheOf();
+  const before = await cache.configs.get(tenantId);
+  cache.asked();
+  const after = await cache.anew(tenantId);
+  expect(
+    [...after!.targets.values()].every((target) => before!.targets.get(target.subscriptionId) === target),
+  ).toBe(true);
+  expect(cache.asked()).toEqual(Array(6).fill('tenant-config-changes'));
 });
 
 test.each(['create', 'delete'])('a change between two pages (%s) is no reason to read all', async (name) => {

@@ -13,7 +13,7 @@ afterAll(() => database[Symbol.asyncDispose]());
 
 /** A process of a host: its session listens, and its seats are asked for there. */
 async function join(hostId: string, count: number) {
-  const listening = listen(database.url, { onListening() {}, onReady() {}, onChanged() {}, onError() {} });
+  const listening = listen(database.url, { onConnection() {}, onReady() {}, onChanged() {}, onError() {} });
   let isEnded = false;
   const leave = async () => {
     if (!isEnded) await listening[Symbol.asyncDispose]();
