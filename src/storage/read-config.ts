@@ -45,6 +45,9 @@ export type ConfigReader = {
   readonly now: () => number;
 };
 
+/** The id that the first page begins after. */
+const BEFORE_ALL = '00000000-0000-0000-0000-000000000000';
+
 const select = (subscriptions: string, liveCount: string) => `
   SELECT t.config_version::float8, t.marked_changes::float8, t.state AS tenant_state, t.quota,
     extract(epoch FROM now())::float8 * 1000 AS read_at_ms, ${liveCount} AS live_count, s.at, s.id,
@@ -95,7 +98,7 @@ const CHANGED = {
     LEFT JOIN LATERAL (SELECT * FROM subscriptions WHERE tenant_id = $1 AND id = ids.id OFFSET 0) changed ON true`,
     // Counted for the first page only: it looks at every subscription.
     `(SELECT count(*)::int4 FROM subscriptions
-      WHERE tenant_id = $1 AND deleted_at IS NULL AND $2 = '00000000-0000-0000-0000-000000000000'::uuid)`,
+      WHERE tenant_id = $1 AND deleted_at IS NULL AND $2 = '${BEFORE_ALL}'::uuid)`,
   ),
 };
 
@@ -107,7 +110,6 @@ const PAGE = 200;
 const MAX_CHANGES = 1_000;
 /** The first change after this time reads all again: nothing that went wrong, or was lost, stays for long. */
 export const MAX_BASE_AGE_MS = 10 * 60_000;
-const BEFORE_ALL = '00000000-0000-0000-0000-000000000000';
 
 /**
  * The statements are prepared, since planning them takes longer than running them, and the first publish of every tenant

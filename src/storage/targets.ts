@@ -58,7 +58,7 @@ export type TargetBreaker = {
   readonly untilMs: number;
 };
 
-/** A tenant, and one of its subscriptions, if it has any. */
+/** A tenant, and one of its subscriptions, if there is one. */
 export const configRow = z.object({
   config_version: z.number(),
   marked_changes: z.number(),
