@@ -93,13 +93,16 @@ export const fairness: Scenario = {
       const after = await cpuTimes();
       return { used: (after.busy - before.busy) / (after.all - before.all), result };
     };
-    const settled = () => new Promise((done) => setTimeout(done, 2_000));
+    /** What was stored or removed in one go is vacuumed and written: else that comes while something else is measured. */
+    const atRest = async () => {
+      await owner.query('VACUUM ANALYZE');
+      await owner.query('CHECKPOINT');
+      await new Promise((done) => setTimeout(done, 2_000));
+    };
     /** Nothing of the last phase is left to be sent, vacuumed or written. */
     const cleared = async () => {
       await truncate(owner, 'deliveries, closed_deliveries, dead_letters, attempts, events');
-      await owner.query('VACUUM ANALYZE');
-      await owner.query('CHECKPOINT');
-      await settled();
+      await atRest();
     };
     const owned = stack.move();
     return {
@@ -107,8 +110,7 @@ export const fairness: Scenario = {
         await cleared();
         const { used, result: idle } = await usedDuring(quiet);
         await storeBacklog({ owner }, 'busy', uuidOf(busyId), BACKLOG);
-        await owner.query('CHECKPOINT');
-        await settled();
+        await atRest();
         const alone = await busyRate(new Promise((done) => setTimeout(done, seconds * 1000)));
         const measuring = quiet();
         const together = await busyRate(measuring);
