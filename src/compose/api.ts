@@ -115,10 +115,11 @@ export async function startApi(
 }
 
 async function startGroupCommit(shared: Shared, worker: Worker | undefined): Promise<GroupCommit> {
-  const { config, db, configs, notifier, log, metrics, monotonic } = shared;
+  const { config, db, configs, notifier, log, metrics, monotonic, rightOfWay } = shared;
   return createGroupCommit({
-    ingest: (batch) => ingest(db.engine, batch),
-    ingestNearLimit: (batch) => ingestNearLimit(db.engine, batch),
+    ingest: (batch) => rightOfWay.commit(batch.events.length, () => ingest(db.engine, batch)),
+    ingestNearLimit: (batch) =>
+      rightOfWay.commit(batch.events.length, () => ingestNearLimit(db.engine, batch)),
     admission: createAdmission({
       rate: createPublishRate(shared.limits, monotonic),
       countBacklog: (tenantId, upTo) => countBacklog(db.engine, tenantId, upTo),

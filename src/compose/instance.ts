@@ -14,6 +14,7 @@ import { LANES } from '../publishing/group-commit.ts';
 import { createOperationalEvents, type OperationalEvents } from '../publishing/operational-events.ts';
 import { openDatabase } from '../storage/database.ts';
 import { ingest } from '../storage/ingest.ts';
+import { createRightOfWay } from '../storage/right-of-way.ts';
 import { assertMasterKeys } from '../storage/secret-keys.ts';
 import { createTenantConfigs } from '../storage/tenant-configs.ts';
 import { takeUsageSlot } from '../storage/usage.ts';
@@ -79,6 +80,7 @@ export async function startInstance(ready: Ready): Promise<Instance> {
     const base = {
       ...ready,
       db,
+      rightOfWay: createRightOfWay(monotonic),
       configs,
       notifier,
       metrics,

@@ -11,6 +11,7 @@ import type { SharedLimits } from '../limits/shared-limits.ts';
 import type { OperationalEvents } from '../publishing/operational-events.ts';
 import type { Database } from '../storage/database.ts';
 import type { Standings } from '../storage/instances.ts';
+import type { RightOfWay } from '../storage/right-of-way.ts';
 import { disableSubscriptions } from '../storage/subscriptions.ts';
 import type { TenantConfigs } from '../storage/tenant-configs.ts';
 import type { Notifier } from '../storage/wakeups.ts';
@@ -31,6 +32,7 @@ export type Ready = {
 /** What every role uses. */
 export type Base = Ready & {
   readonly db: Database;
+  readonly rightOfWay: RightOfWay;
   readonly configs: TenantConfigs;
   readonly notifier: Notifier;
   readonly metrics: Metrics;

@@ -3,7 +3,7 @@ import { randomBytes } from 'node:crypto';
 import { createDeadLetterReports } from '../delivery/dead-letter-reports.ts';
 import { createGates } from '../delivery/gates.ts';
 import { createHealth } from '../delivery/health.ts';
-import { createRecorder } from '../delivery/recorder.ts';
+import { createRecorder, type Recorder } from '../delivery/recorder.ts';
 import { createSeat } from '../delivery/seat.ts';
 import { startUnparker } from '../delivery/unparker.ts';
 import { createWorker, type Worker } from '../delivery/worker.ts';
@@ -23,6 +23,9 @@ import { authorizationOf, endpointAllowed } from './egress.ts';
 import { readHost } from './host.ts';
 import { disableAll, type Shared } from './shared.ts';
 
+/** With more results than this their writing has fallen behind. */
+const MAY_WAIT = 1_000;
+
 /**
  * Makes the worker, which claims at once; `stack` ends what works for it. Stopping it is the caller’s. `session` is the one
  * that listens for it.
@@ -33,7 +36,7 @@ export function startWorker(
   stack: AsyncDisposableStack,
 ): Worker {
   let worker: Worker | undefined;
-  const { config, db, configs, log, metrics, monotonic, limits, egress, operational } = shared;
+  const { config, db, configs, log, metrics, monotonic, limits, egress, operational, rightOfWay } = shared;
   const endpoints = stack.use(
     createHealth({
       write: (succeeded, failing) => health.writeHealth(db, succeeded, failing),
@@ -80,8 +83,12 @@ export function startWorker(
     onRelease: (tenantId, subscriptionId) => worker?.release(tenantId, subscriptionId),
     onError: (error) => log.error(error, 'a limit failed'),
   });
-  const recorder = createRecorder({
-    write: (records, commit) => writeRecords(db.records, records, commit),
+  const recorder: Recorder = createRecorder({
+    write(records, commit) {
+      const write = () => writeRecords(db.records, records, commit);
+      // What confirmed results let go on waits for them.
+      return commit === 'confirmed' ? write() : rightOfWay.yielding(recorder.backlog() < MAY_WAIT, write);
+    },
     uuidOf: (bytes) => uuidOf(encodeId('dlv', bytes)),
     leaseMs: config.leaseMs,
     now: monotonic,
@@ -116,7 +123,10 @@ export function startWorker(
   const created = createWorker({
     stepsBack: seat.stepsBack,
     walk: createWalk(db.claims),
-    claim: (queues) => timed((nowMs) => claim(db.claims, queues, randomBytes(16), config.leaseMs, nowMs)),
+    claim: (queues, canWait) =>
+      rightOfWay.yielding(canWait, () =>
+        timed((nowMs) => claim(db.claims, queues, randomBytes(16), config.leaseMs, nowMs)),
+      ),
     claimLines: (queue, which) =>
       timed((nowMs) => claimLines(db.claims, queue, which, randomBytes(16), config.leaseMs, nowMs)),
     claimLeftovers: (queue, room) =>

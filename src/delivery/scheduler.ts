@@ -50,6 +50,10 @@ const QUANTUM = 1;
 const COST_BYTES = 16 * 1024;
 /** Tenants that are remembered while nothing of them is here. */
 const KEPT_TENANTS = 256;
+/** A tenant with no more than this here is quiet, if nothing of it is in flight and it has sent no large ones before. */
+const LITTLE = 4;
+/** Tenants that are looked at for a quiet one. */
+const MAX_LOOKS = 8;
 
 /**
  * Whether the first of a queue may go: `go`; `hold` it for a time, or its whole tenant; `full`, until one of the queue's
@@ -315,6 +319,20 @@ export function createScheduler(limits: SchedulerLimits, deps: SchedulerDeps) {
     return Math.max(0, Math.min(totalRoom(), ofTenant - held, ofQueue - used));
   }
 
+  /** Brings the first quiet tenant to the front of the others, which stay in their order; says whether a few looks found one. */
+  function bringQuiet(): boolean {
+    const looked: TenantQueues[] = [];
+    let quiet: TenantQueues | undefined;
+    while (quiet === undefined && ring.size > 0 && looked.length < MAX_LOOKS) {
+      const tenant = ring.shift()!;
+      if (isQuiet(tenant)) quiet = tenant;
+      else looked.push(tenant);
+    }
+    for (const tenant of looked.reverse()) ring.unshift(tenant);
+    if (quiet !== undefined) ring.unshift(quiet);
+    return quiet !== undefined;
+  }
+
   /** Ends a tenant's turn, or lets it go on: its deficit is what it may still send before the others' turn. */
   function charge(tenant: TenantQueues, delivery: ClaimedDelivery): void {
     tenant.deficit -= 1 + Math.floor(delivery.event.payload.length / COST_BYTES);
@@ -404,11 +422,17 @@ export function createScheduler(limits: SchedulerLimits, deps: SchedulerDeps) {
     },
 
     /**
-     * The next delivery; undefined: none may go. Who holds a queue or tenant calls release() when its time is over.
+     * The next delivery; undefined: none may go. With `ofQuiet`, of a tenant that has little here and nothing in flight, if one is
+     * among the next few. Who holds a queue or tenant calls release() when its time is over.
      */
-    next(admit: Admit = ALWAYS): Turn | undefined {
+    next(admit: Admit = ALWAYS, ofQuiet = false): Turn | undefined {
       if (inFlightCount >= limits.maxInFlight) return undefined;
+      if (ofQuiet && !bringQuiet()) return undefined;
       for (let tenant = ring.shift(); tenant !== undefined; tenant = ring.shift()) {
+        if (ofQuiet && !isQuiet(tenant)) {
+          ring.unshift(tenant);
+          break;
+        }
         tenant.isInRing = false;
         if (tenant.inFlight >= tenantShare(tenant)) {
           parked.add(tenant);
@@ -519,3 +543,6 @@ export function createScheduler(limits: SchedulerLimits, deps: SchedulerDeps) {
     tenantCount: () => tenants.size,
   };
 }
+
+const isQuiet = ({ inFlight, held, deficit }: TenantQueues) =>
+  inFlight === 0 && held <= LITTLE && deficit >= 0;

@@ -12,6 +12,8 @@ const BUSY = { goal: 0.95, least: 24 };
 /** The same while most of the work is that of a few tenants and others come with little: they find the process free. */
 const BESIDE_OTHERS = { goal: 0.75, least: 5 };
 const LOOK_MS = 50;
+/** So many of them start beyond a full window: it is full for as long as the receiver of the few stands still, up to YOUNG_MS. */
+const BEYOND = 5;
 /** Tenants with this part of all starts are the few. */
 const MUCH = 1 / 8;
 const COUNT_MS = 500;
@@ -20,6 +22,8 @@ const START = 100;
 export type StartWindow = {
   /** Whether another request may be started; if not, `onOpen` is called when it may. */
   readonly mayStart: () => boolean;
+  /** Whether one more may be started although mayStart() says no, of a tenant that comes with little. */
+  readonly mayStartBeyond: () => boolean;
   /** A request is started; call what it returns when it has ended. */
   readonly started: (tenantId: TenantId) => () => void;
   readonly size: () => number;
@@ -35,12 +39,14 @@ export type StartWindowDeps = {
   readonly onOpen: () => void;
 };
 
-type Start = { readonly atMs: number; isYoung: boolean };
+type Start = { readonly atMs: number; isYoung: boolean; readonly isBeyond: boolean };
 
 export function createStartWindow(deps: StartWindowDeps): StartWindow {
   let size = Math.min(deps.max, START);
   let lookedAtMs = deps.now();
   let young = 0;
+  /** Young ones that were started beyond a full window: they do not keep it full. */
+  let beyond = 0;
   /** In the order of their starts. */
   let starts: Start[] = [];
   let head = 0;
@@ -87,7 +93,8 @@ export function createStartWindow(deps: StartWindowDeps): StartWindow {
   function leave(start: Start): void {
     if (!start.isYoung) return;
     start.isYoung = false;
-    young--;
+    if (start.isBeyond) beyond--;
+    else young--;
   }
 
   return {
@@ -104,10 +111,13 @@ export function createStartWindow(deps: StartWindowDeps): StartWindow {
       }, YOUNG_MS / 2);
       return false;
     },
+    mayStartBeyond: () => isBesideOthers && beyond < BEYOND,
     started(tenantId) {
       counts.set(tenantId, (counts.get(tenantId) ?? 0) + 1);
-      const start = { atMs: askedAtMs, isYoung: true };
-      young++;
+      const isBeyond = young >= Math.round(size);
+      const start = { atMs: askedAtMs, isYoung: true, isBeyond };
+      if (isBeyond) beyond++;
+      else young++;
       starts.push(start);
       return () => leave(start);
     },

@@ -19,7 +19,7 @@ import { type SubscriptionId, type TenantId, timeOfId } from '../domain/ids.ts';
 import { attemptOfRound, letsLineGoOn } from '../domain/lease.ts';
 import { judge } from '../domain/verdict.ts';
 import type { SignedRequest } from '../egress/sender.ts';
-import type { QueueKey } from '../storage/claims.ts';
+import type { Claimed, QueueKey } from '../storage/claims.ts';
 import type { TenantConfig } from '../storage/read-config.ts';
 import type { DeliveryRecord } from '../storage/records.ts';
 import type { Target } from '../storage/targets.ts';
@@ -35,10 +35,9 @@ import { createScheduler, limitsFor, type Turn, targetOf, worthwhileOf } from '.
 import { type Signable, sign, signable, signableBatch } from './sign.ts';
 import { createStartWindow } from './window.ts';
 
-export type WorkerDeps = Pick<
-  ClaimerDeps,
-  'walk' | 'claim' | 'claimLines' | 'claimLeftovers' | 'stepsBack'
-> & {
+export type WorkerDeps = Pick<ClaimerDeps, 'walk' | 'claimLines' | 'claimLeftovers' | 'stepsBack'> & {
+  /** `canWait`: there is enough to send meanwhile. */
+  readonly claim: (queues: Parameters<ClaimerDeps['claim']>[0], canWait: boolean) => Promise<Claimed>;
   readonly configs: {
     readonly get: (tenantId: TenantId) => Promise<TenantConfig | undefined>;
     readonly peek: (tenantId: TenantId) => TenantConfig | undefined;
@@ -133,7 +132,7 @@ export function createWorker(deps: WorkerDeps) {
 
   const claimer = createClaimer({
     walk: deps.walk,
-    claim: deps.claim,
+    claim: (queues) => deps.claim(queues, !ranDry),
     claimLines: deps.claimLines,
     claimLeftovers: deps.claimLeftovers,
     room: scheduler.room,
@@ -218,6 +217,8 @@ export function createWorker(deps: WorkerDeps) {
   }
 
   let pumpsSoon = false;
+  /** Whether the last look for something to send ended because nothing was there that may go. */
+  let ranDry = true;
 
   /**
    * At the end of this turn of the event loop: requests that take the places of all that ended in it are written one after
@@ -234,14 +235,19 @@ export function createWorker(deps: WorkerDeps) {
 
   function pump(): void {
     let startCount = 0;
+    ranDry = false;
     while (!stopping && deps.recorder.backlog() < MAX_RECORD_BACKLOG) {
       if (startCount++ === MAX_STARTS) {
         pumpSoon();
         break;
       }
-      if (!window.mayStart()) break;
-      const turn = scheduler.next(deps.gates.admit);
-      if (turn === undefined) break;
+      const isOpen = window.mayStart();
+      if (!isOpen && !window.mayStartBeyond()) break;
+      const turn = scheduler.next(deps.gates.admit, !isOpen);
+      if (turn === undefined) {
+        ranDry = isOpen;
+        break;
+      }
       deps.gates.going(turn.delivery.subscriptionId, turn.delivery.deliveryId);
       begin(turn);
     }

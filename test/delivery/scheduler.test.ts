@@ -104,6 +104,69 @@ describe('the scheduler', () => {
     expect(large).toBeLessThanOrEqual(7);
   });
 
+  test('asked for one of a quiet tenant, it keeps all others where they are', () => {
+    const scheduler = createScheduler(limits());
+    for (let i = 0; i < 3; i++) for (const tenant of ['a', 'b']) scheduler.offer(delivery(tenant, 's'));
+    const first = [scheduler.next(), scheduler.next()];
+    expect(first.map(tenantOf)).toEqual(['a', 'b']);
+    expect(scheduler.next(undefined, true)).toBe(undefined);
+    scheduler.offer(delivery('quiet', 's'));
+    scheduler.offer(delivery('quiet', 's'));
+    expect(tenantOf(scheduler.next(undefined, true))).toBe('quiet');
+    // It has one in flight now.
+    expect(scheduler.next(undefined, true)).toBe(undefined);
+    expect([1, 2, 3].map(() => tenantOf(scheduler.next()))).toEqual(['a', 'b', 'quiet']);
+    expect(scheduler.inFlightCount()).toBe(6);
+  });
+
+  test('a tenant is quiet with four deliveries here, not with five, and not for a while after it has sent a large one', () => {
+    const goesWith = (count: number) => {
+      const scheduler = createScheduler(limits());
+      for (let i = 0; i < count; i++) scheduler.offer(delivery('a', 's'));
+      return tenantOf(scheduler.next(undefined, true));
+    };
+    expect([goesWith(4), goesWith(5)]).toEqual(['a', undefined]);
+    const scheduler = createScheduler(limits());
+    for (let i = 0; i < 2; i++) scheduler.offer(delivery('a', 's', 64 * 1024));
+    const large = scheduler.next(undefined, true);
+    expect(tenantOf(large)).toBe('a');
+    scheduler.finished(large!);
+    expect(scheduler.next(undefined, true)).toBe(undefined);
+    expect(tenantOf(scheduler.next())).toBe('a');
+  });
+
+  test('asked for one of a quiet tenant, it lets none of another go where that one may not', () => {
+    const scheduler = createScheduler(limits());
+    for (const tenant of ['a', 'a', 'quiet']) scheduler.offer(delivery(tenant, 's'));
+    scheduler.next();
+    const hold = { hold: 'queue', ms: 1_000 } as const;
+    const admitted: string[] = [];
+    const turn = scheduler.next(({ tenant }) => {
+      admitted.push(tenant.tenantId);
+      return tenant.tenantId === 'quiet' ? hold : 'go';
+    }, true);
+    expect([turn, admitted]).toEqual([undefined, ['quiet']]);
+    expect(tenantOf(scheduler.next())).toBe('a');
+  });
+
+  test('looking for quiet tenants in vain, also at a few of many only, takes no turn from anybody', () => {
+    const scheduler = createScheduler(limits({ maxInFlight: 1_000 }));
+    const names = Array.from({ length: 12 }, (_, i) => `t${i}`);
+    for (let i = 0; i < 20; i++) for (const tenant of names) scheduler.offer(delivery(tenant, 's'));
+    const hung = names.map(() => scheduler.next());
+    expect(hung.map(tenantOf)).toEqual(names);
+    const sent = new Map<string, number>();
+    for (let i = 0; i < 120; i++) {
+      const turn = scheduler.next()!;
+      sent.set(turn.delivery.tenantId, (sent.get(turn.delivery.tenantId) ?? 0) + 1);
+      scheduler.finished(turn);
+      for (let look = 0; look < 1 + (i % 4); look++) expect(scheduler.next(undefined, true)).toBe(undefined);
+    }
+    expect([...sent]).toEqual(names.map((tenant) => [tenant, 10]));
+    scheduler.offer(delivery('quiet', 's'));
+    expect(scheduler.next(undefined, true)).toBe(undefined); // behind twelve, of which eight are looked at
+  });
+
   test('a tenant has half of what the others leave: one a half, two a third each, and something is always left', () => {
     const scheduler = createScheduler(limits({ maxInFlight: 60 }));
     const inFlight = (tenant: string) => {
@@ -326,8 +389,13 @@ describe('the scheduler', () => {
         scheduler.offer(delivery(`t${random(5)}`, `s${random(4)}`));
         offered++;
       } else if (what === 1) {
-        const next = scheduler.next();
-        if (next !== undefined) inFlight.push(next);
+        const ofQuiet = random(2) === 0;
+        const next = scheduler.next(undefined, ofQuiet);
+        if (next !== undefined) {
+          const isOfSame = ({ delivery: { tenantId } }: Turn) => tenantId === next.delivery.tenantId;
+          expect(ofQuiet && inFlight.some(isOfSame)).toBe(false);
+          inFlight.push(next);
+        }
       } else if (inFlight.length > 0) {
         const [ended] = inFlight.splice(random(inFlight.length), 1);
         scheduler.finished(ended!);

@@ -76,6 +76,32 @@ describe('the window of starts', () => {
     expect([sizeBeside(0, 0), sizeBeside(20, 1), sizeBeside(20, 60)]).toEqual([100, 5, 100]);
   });
 
+  test('full, has some room for those that come with little while one tenant has most of the work, and for nobody without it', () => {
+    const startedBeyond = (others: number) => {
+      const { window, pass, start } = setup(0.95);
+      for (let round = 0; round < 100; round++) {
+        for (let i = 0; i < 60; i++) start('busy')();
+        for (let i = 0; i < others; i++) start(`other-${i}`)();
+        pass(100);
+        window.mayStart();
+      }
+      const ends: (() => void)[] = [];
+      while (window.mayStart()) ends.push(start('busy'));
+      const startAll = (): (() => void)[] => {
+        const beyond: (() => void)[] = [];
+        while (window.mayStartBeyond() && beyond.length < 100) beyond.push(start('another'));
+        return beyond;
+      };
+      for (const end of startAll()) end();
+      const count = startAll().length;
+      // They do not keep it full.
+      ends[0]!();
+      expect(window.mayStart()).toBe(true);
+      return count;
+    };
+    expect([startedBeyond(20), startedBeyond(0)]).toEqual([5, 0]);
+  });
+
   test('is never larger than what may be in flight in all', () => {
     const { fill } = setup(0.1, 3);
     expect(fill()).toHaveLength(3);

@@ -351,6 +351,39 @@ describe('retries', () => {
     expect(new Set(receiver.received.map((r) => `${r.path} ${r.headers['webhook-id']}`)).size).toBe(3_000);
   });
 
+  test('a publish that waits in the database keeps nobody’s deliveries waiting', async () => {
+    const { subscriptionId } = await subscribe();
+    await clients.subscriptions.pauseSubscription({ subscriptionId });
+    const event = { type: 'order.x', body: { case: 'data' as const, value: {} } };
+    await clients.publish.publishBatch({ events: Array.from({ length: 500 }, () => event) });
+    const { owner } = dispatch.database;
+    let isStored = false;
+    await owner.query('BEGIN; LOCK TABLE events IN SHARE ROW EXCLUSIVE MODE');
+    try {
+      const published = publish().then(() => {
+        isStored = true;
+      });
+      await eventually(async () => {
+        const { rowCount } = await owner.query(
+          "SELECT FROM pg_locks WHERE NOT granted AND relation = 'events'::regclass",
+        );
+        expect(rowCount).toBe(1);
+      });
+      await clients.subscriptions.resumeSubscription({ subscriptionId });
+      await eventually(() => expect(receiver.received).toHaveLength(500));
+      expect(isStored).toBe(false);
+      await owner.query('COMMIT');
+      await published;
+    } finally {
+      await owner.query('ROLLBACK');
+    }
+    await eventually(() => expect(receiver.received).toHaveLength(501));
+    await eventually(async () => {
+      const { rowCount } = await owner.query('SELECT FROM deliveries WHERE tenant_id = $1', [tenantId]);
+      expect(rowCount).toBe(0);
+    });
+  });
+
   test('an event that is delayed waits for its time', async () => {
     await subscribe();
     const dueMs = Date.now() + 1_500;
