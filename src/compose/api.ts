@@ -20,7 +20,7 @@ import { createTenantService } from '../rpc/tenant-service.ts';
 import { findKey, noteKeyUse } from '../storage/api-keys.ts';
 import { writeAudit } from '../storage/audit.ts';
 import { databaseUnavailable } from '../storage/database.ts';
-import { ingest, ingestNearLimit } from '../storage/ingest.ts';
+import { type IngestBatch, ingest, ingestNearLimit } from '../storage/ingest.ts';
 import { countBacklog, takeUsageSlot } from '../storage/usage.ts';
 import { addressFor, pagesOf } from './pages.ts';
 import type { Shared } from './shared.ts';
@@ -117,9 +117,8 @@ export async function startApi(
 async function startGroupCommit(shared: Shared, worker: Worker | undefined): Promise<GroupCommit> {
   const { config, db, configs, notifier, log, metrics, monotonic, rightOfWay } = shared;
   return createGroupCommit({
-    ingest: (batch) => rightOfWay.commit(batch.events.length, () => ingest(db.engine, batch)),
-    ingestNearLimit: (batch) =>
-      rightOfWay.commit(batch.events.length, () => ingestNearLimit(db.engine, batch)),
+    ingest: (batch) => rightOfWay.commit(rowCount(batch), () => ingest(db.engine, batch)),
+    ingestNearLimit: (batch) => rightOfWay.commit(rowCount(batch), () => ingestNearLimit(db.engine, batch)),
     admission: createAdmission({
       rate: createPublishRate(shared.limits, monotonic),
       countBacklog: (tenantId, upTo) => countBacklog(db.engine, tenantId, upTo),
@@ -143,3 +142,7 @@ async function startGroupCommit(shared: Shared, worker: Worker | undefined): Pro
     onError: (error) => log.error(error, 'a group commit failed'),
   });
 }
+
+/** Of events and their deliveries. */
+const rowCount = ({ events }: IngestBatch) =>
+  events.reduce((count, { deliveries }) => count + 1 + deliveries.length, 0);

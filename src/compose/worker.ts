@@ -23,8 +23,8 @@ import { authorizationOf, endpointAllowed } from './egress.ts';
 import { readHost } from './host.ts';
 import { disableAll, type Shared } from './shared.ts';
 
-/** With more results than this their writing has fallen behind. */
-const MAY_WAIT = 1_000;
+/** With as many that wait, the writing of results has fallen behind. */
+const MANY_RESULTS = 1_000;
 
 /**
  * Makes the worker, which claims at once; `stack` ends what works for it. Stopping it is the caller’s. `session` is the one
@@ -87,7 +87,9 @@ export function startWorker(
     write(records, commit) {
       const write = () => writeRecords(db.records, records, commit);
       // What confirmed results let go on waits for them.
-      return commit === 'confirmed' ? write() : rightOfWay.yielding(recorder.backlog() < MAY_WAIT, write);
+      return commit === 'confirmed'
+        ? write()
+        : rightOfWay.giveWay(() => recorder.backlog() < MANY_RESULTS, write);
     },
     uuidOf: (bytes) => uuidOf(encodeId('dlv', bytes)),
     leaseMs: config.leaseMs,
@@ -123,8 +125,9 @@ export function startWorker(
   const created = createWorker({
     stepsBack: seat.stepsBack,
     walk: createWalk(db.claims),
+    runsLow: rightOfWay.recheck,
     claim: (queues, canWait) =>
-      rightOfWay.yielding(canWait, () =>
+      rightOfWay.giveWay(canWait, () =>
         timed((nowMs) => claim(db.claims, queues, randomBytes(16), config.leaseMs, nowMs)),
       ),
     claimLines: (queue, which) =>

@@ -29,7 +29,8 @@ export type ClaimPlan = {
 
 export type ClaimerDeps = {
   readonly walk: Walk;
-  readonly claim: (queues: readonly Wanted[]) => Promise<Claimed>;
+  /** `mayWait`: nothing else waits for this claim. */
+  readonly claim: (queues: readonly Wanted[], mayWait: boolean) => Promise<Claimed>;
   readonly claimLines: (
     queue: QueueKey,
     which: { readonly after: string; readonly room: number; readonly perLine: number },
@@ -193,15 +194,16 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
       }
       const plain = wanted.filter((queue) => queue.plan.perLine === 0);
       const ordered = wanted.filter((queue) => queue.plan.perLine > 0);
-      await Promise.all([claimPlain(plain), ...ordered.map(claimOrdered)]);
+      await Promise.all([claimPlain(plain, ordered.length === 0), ...ordered.map(claimOrdered)]);
     }
   }
 
-  async function claimPlain(wanted: readonly Planned[]): Promise<void> {
+  async function claimPlain(wanted: readonly Planned[], mayWait: boolean): Promise<void> {
     if (wanted.length === 0) return;
     const nowMs = performance.now();
     const begins = wanted.map((queue) => beginOf(queue, nowMs));
-    const claimed = await deps.claim(wanted.map((queue, i) => ({ ...queue, after: begins[i]!.after })));
+    const claims = wanted.map((queue, i) => ({ ...queue, after: begins[i]!.after }));
+    const claimed = await deps.claim(claims, mayWait);
     for (const queue of wanted) own.delete(keyOf(queue));
     const found = new Map<string, { count: number; last: ClaimPosition }>();
     for (const c of [...claimed.deliveries, ...claimed.withoutEvent]) {

@@ -50,7 +50,7 @@ const QUANTUM = 1;
 const COST_BYTES = 16 * 1024;
 /** Tenants that are remembered while nothing of them is here. */
 const KEPT_TENANTS = 256;
-/** A tenant with no more than this here is quiet, if nothing of it is in flight and it has sent no large ones before. */
+/** A tenant with no more than this here is quiet, if nothing of it is in flight and it owes nothing for large ones. */
 const LITTLE = 4;
 /** Tenants that are looked at for a quiet one. */
 const MAX_LOOKS = 8;
@@ -319,8 +319,10 @@ export function createScheduler(limits: SchedulerLimits, deps: SchedulerDeps) {
     return Math.max(0, Math.min(totalRoom(), ofTenant - held, ofQueue - used));
   }
 
-  /** Brings the first quiet tenant to the front of the others, which stay in their order; says whether a few looks found one. */
-  function bringQuiet(): boolean {
+  const takeFirst = () => ring.shift();
+
+  /** Takes the first quiet tenant out of the ring, if it is among the next few; the others stay where they are. */
+  function takeQuiet(): TenantQueues | undefined {
     const looked: TenantQueues[] = [];
     let quiet: TenantQueues | undefined;
     while (quiet === undefined && ring.size > 0 && looked.length < MAX_LOOKS) {
@@ -329,8 +331,7 @@ export function createScheduler(limits: SchedulerLimits, deps: SchedulerDeps) {
       else looked.push(tenant);
     }
     for (const tenant of looked.reverse()) ring.unshift(tenant);
-    if (quiet !== undefined) ring.unshift(quiet);
-    return quiet !== undefined;
+    return quiet;
   }
 
   /** Ends a tenant's turn, or lets it go on: its deficit is what it may still send before the others' turn. */
@@ -422,17 +423,13 @@ export function createScheduler(limits: SchedulerLimits, deps: SchedulerDeps) {
     },
 
     /**
-     * The next delivery; undefined: none may go. With `ofQuiet`, of a tenant that has little here and nothing in flight, if one is
+     * The next delivery; undefined: none may go. With `onlyQuiet`, of a tenant that has little here and nothing in flight, if one is
      * among the next few. Who holds a queue or tenant calls release() when its time is over.
      */
-    next(admit: Admit = ALWAYS, ofQuiet = false): Turn | undefined {
+    next(admit: Admit = ALWAYS, onlyQuiet = false): Turn | undefined {
       if (inFlightCount >= limits.maxInFlight) return undefined;
-      if (ofQuiet && !bringQuiet()) return undefined;
-      for (let tenant = ring.shift(); tenant !== undefined; tenant = ring.shift()) {
-        if (ofQuiet && !isQuiet(tenant)) {
-          ring.unshift(tenant);
-          break;
-        }
+      const takeTenant = onlyQuiet ? takeQuiet : takeFirst;
+      for (let tenant = takeTenant(); tenant !== undefined; tenant = takeTenant()) {
         tenant.isInRing = false;
         if (tenant.inFlight >= tenantShare(tenant)) {
           parked.add(tenant);

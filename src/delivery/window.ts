@@ -114,7 +114,8 @@ export function createStartWindow(deps: StartWindowDeps): StartWindow {
     mayStartBeyond: () => isBesideOthers && beyond < BEYOND,
     started(tenantId) {
       counts.set(tenantId, (counts.get(tenantId) ?? 0) + 1);
-      const isBeyond = young >= Math.round(size);
+      // What waited for a token, and began without asking, may be more.
+      const isBeyond = young >= Math.round(size) && beyond < BEYOND;
       const start = { atMs: askedAtMs, isYoung: true, isBeyond };
       if (isBeyond) beyond++;
       else young++;

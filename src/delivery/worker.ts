@@ -19,7 +19,7 @@ import { type SubscriptionId, type TenantId, timeOfId } from '../domain/ids.ts';
 import { attemptOfRound, letsLineGoOn } from '../domain/lease.ts';
 import { judge } from '../domain/verdict.ts';
 import type { SignedRequest } from '../egress/sender.ts';
-import type { Claimed, QueueKey } from '../storage/claims.ts';
+import type { Claimed, QueueKey, Wanted } from '../storage/claims.ts';
 import type { TenantConfig } from '../storage/read-config.ts';
 import type { DeliveryRecord } from '../storage/records.ts';
 import type { Target } from '../storage/targets.ts';
@@ -36,8 +36,9 @@ import { type Signable, sign, signable, signableBatch } from './sign.ts';
 import { createStartWindow } from './window.ts';
 
 export type WorkerDeps = Pick<ClaimerDeps, 'walk' | 'claimLines' | 'claimLeftovers' | 'stepsBack'> & {
-  /** `canWait`: there is enough to send meanwhile. */
-  readonly claim: (queues: Parameters<ClaimerDeps['claim']>[0], canWait: boolean) => Promise<Claimed>;
+  /** `canWait` says whether there is enough to send meanwhile; when there is not any more, `runsLow` is called. */
+  readonly claim: (queues: readonly Wanted[], canWait: () => boolean) => Promise<Claimed>;
+  readonly runsLow: () => void;
   readonly configs: {
     readonly get: (tenantId: TenantId) => Promise<TenantConfig | undefined>;
     readonly peek: (tenantId: TenantId) => TenantConfig | undefined;
@@ -80,6 +81,8 @@ const LEASE_MARGIN_MS = 2_000;
 const MAX_RECORD_BACKLOG = 5_000;
 /** Requests that are started in one turn of the event loop: what came in meanwhile (publishes, answers) goes between. */
 const MAX_STARTS = 16;
+/** As many deliveries are sent while a claim is under way. */
+const STOCK = 96;
 const UNREADABLE = 'a tenant’s configuration could not be read';
 /** How many of a line are claimed at once: enough to be sent before their leases end. */
 const PER_LINE = 16;
@@ -132,7 +135,7 @@ export function createWorker(deps: WorkerDeps) {
 
   const claimer = createClaimer({
     walk: deps.walk,
-    claim: (queues) => deps.claim(queues, !ranDry),
+    claim: (queues, mayWait) => deps.claim(queues, () => mayWait && hasStock()),
     claimLines: deps.claimLines,
     claimLeftovers: deps.claimLeftovers,
     room: scheduler.room,
@@ -219,6 +222,7 @@ export function createWorker(deps: WorkerDeps) {
   let pumpsSoon = false;
   /** Whether the last look for something to send ended because nothing was there that may go. */
   let ranDry = true;
+  const hasStock = () => !ranDry && scheduler.waitingCount() >= STOCK;
 
   /**
    * At the end of this turn of the event loop: requests that take the places of all that ended in it are written one after
@@ -251,6 +255,7 @@ export function createWorker(deps: WorkerDeps) {
       deps.gates.going(turn.delivery.subscriptionId, turn.delivery.deliveryId);
       begin(turn);
     }
+    if (!hasStock()) deps.runsLow();
     claimer.resume();
   }
 

@@ -3,29 +3,32 @@
 
 /** Between a process's commits and what yields to them. */
 export type RightOfWay = {
-  /** Runs a commit that stores so many events. */
-  readonly commit: <T>(eventCount: number, work: () => Promise<T>) => Promise<T>;
-  /** Runs work that yields, or, if it cannot wait now, that only keeps other work waiting. */
-  readonly yielding: <T>(canWait: boolean, work: () => Promise<T>) => Promise<T>;
+  /** Runs a commit that stores so many events and deliveries. */
+  readonly commit: <T>(rowCount: number, work: () => Promise<T>) => Promise<T>;
+  /** Runs work that gives way to commits and to other such work for as long as it can wait. */
+  readonly giveWay: <T>(canWait: () => boolean, work: () => Promise<T>) => Promise<T>;
+  /** Asks what waits whether it still can. */
+  readonly recheck: () => void;
 };
 
-/** A commit of more events is one of many publishers, or of a batch: they want throughput, and what yields would fall behind. */
-const FEW = 8;
-/** So long after a commit of few the next one is expected, in ms. */
+/** A commit of more is one of many publishers, of a batch or for many endpoints: that takes its time, and what waited would fall behind. */
+const FEW = 16;
+/** So long after a commit of few the next one is expected, in ms; one that takes longer has no right of way any more. */
 const EXPECTED_MS = 25;
-/** What yields waits no longer than this, in ms: it is as much as a worker has in memory to go on with. */
+/** What gives way waits no longer than this, in ms. */
 const MAX_WAIT_MS = 8;
 
-type Waiting = { readonly go: () => void; readonly sinceMs: number };
+type Waiting = { readonly canWait: () => boolean; readonly go: () => void; readonly sinceMs: number };
 
 /**
- * While commits of few are to be expected, work that yields runs one at a time, and none begins beside such a commit; but after
- * MAX_WAIT_MS it begins whatever else is under way, however long that takes. At other times nothing waits. `now` is monotonic,
- * in ms.
+ * While commits of few are to be expected, work that gives way runs one at a time, and none begins beside such a commit; but once
+ * it cannot wait, or after MAX_WAIT_MS, it begins whatever else is under way. At other times nothing waits. `now` is
+ * monotonic, in ms.
  */
 export function createRightOfWay(now: () => number): RightOfWay {
   const waiting: Waiting[] = [];
   let committingCount = 0;
+  let begunAtMs = Number.NEGATIVE_INFINITY;
   let runningCount = 0;
   let expectedUntilMs = Number.NEGATIVE_INFINITY;
   let timer: NodeJS.Timeout | undefined;
@@ -35,9 +38,10 @@ export function createRightOfWay(now: () => number): RightOfWay {
     timer = undefined;
     for (let first = waiting[0]; first !== undefined; first = waiting[0]) {
       const nowMs = now();
-      const isBehind = committingCount > 0 || (runningCount > 0 && nowMs < expectedUntilMs);
+      const isCommitting = committingCount > 0 && nowMs < begunAtMs + EXPECTED_MS;
+      const isBehind = isCommitting || (runningCount > 0 && nowMs < expectedUntilMs);
       const leftMs = first.sinceMs + MAX_WAIT_MS - nowMs;
-      if (isBehind && leftMs > 0) {
+      if (isBehind && leftMs > 0 && first.canWait()) {
         timer = setTimeout(pump, leftMs);
         return;
       }
@@ -48,36 +52,36 @@ export function createRightOfWay(now: () => number): RightOfWay {
   }
 
   return {
-    async commit(eventCount, work) {
-      if (eventCount > FEW) {
+    async commit(rowCount, work) {
+      if (rowCount > FEW) {
         expectedUntilMs = Number.NEGATIVE_INFINITY;
         return work();
       }
       committingCount++;
+      begunAtMs = now();
       try {
         return await work();
       } finally {
         committingCount--;
         expectedUntilMs = now() + EXPECTED_MS;
-        // Not before its publisher has the answer, its endpoint the event, and the next commit has begun.
+        // Its publisher gets the answer, its endpoint the event, and the next commit begins before.
         setImmediate(pump);
       }
     },
-    async yielding(canWait, work) {
-      if (canWait) {
-        await new Promise<void>((go) => {
-          waiting.push({ go, sinceMs: now() });
-          pump();
-        });
-      } else {
-        runningCount++;
-      }
+    async giveWay(canWait, work) {
+      await new Promise<void>((go) => {
+        waiting.push({ canWait, go, sinceMs: now() });
+        pump();
+      });
       try {
         return await work();
       } finally {
         runningCount--;
         pump();
       }
+    },
+    recheck() {
+      if (waiting.length > 0) pump();
     },
   };
 }

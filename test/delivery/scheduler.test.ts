@@ -146,6 +146,10 @@ describe('the scheduler', () => {
       return tenant.tenantId === 'quiet' ? hold : 'go';
     }, true);
     expect([turn, admitted]).toEqual([undefined, ['quiet']]);
+    scheduler.release('quiet' as TenantId, 's' as SubscriptionId);
+    scheduler.offer(delivery('another', 's'));
+    const next = scheduler.next(({ tenant }) => (tenant.tenantId === 'quiet' ? hold : 'go'), true);
+    expect(tenantOf(next)).toBe('another');
     expect(tenantOf(scheduler.next())).toBe('a');
   });
 

@@ -8,9 +8,9 @@ function setup() {
   const rightOfWay = createRightOfWay(() => performance.now());
   const pass = (ms: number) => vi.advanceTimersByTimeAsync(ms);
   return {
-    commit: (name: string, eventCount = 1) => rightOfWay.commit(eventCount, work(name)),
-    ask: (name: string) => rightOfWay.yielding(true, work(name)),
-    askAtOnce: (name: string) => rightOfWay.yielding(false, work(name)),
+    commit: (name: string, rowCount = 2) => rightOfWay.commit(rowCount, work(name)),
+    ask: (name: string, canWait = () => true) => rightOfWay.giveWay(canWait, work(name)),
+    recheck: rightOfWay.recheck,
     names: () => [...begun.keys()].join(' '),
     pass,
     /** Lets what this brings about happen. */
@@ -36,7 +36,7 @@ describe('the right of way', () => {
     expect(names()).toBe('a b c');
   });
 
-  test('is a small commit’s: what yields begins after it, one at a time, in its order', async () => {
+  test('is a small commit’s: other work begins after it, one at a time, in its order', async () => {
     const { commit, ask, names, end, pass } = setup();
     void commit('commit');
     for (const name of ['a', 'b', 'c']) void ask(name);
@@ -90,9 +90,9 @@ describe('the right of way', () => {
 
   test('is not a commit’s of many, and ends with one', async () => {
     const { commit, ask, names, end, pass } = setup();
-    void commit('few', 8);
+    void commit('few', 16);
     await end('few');
-    void commit('many', 9);
+    void commit('many', 17);
     void ask('a');
     void ask('b');
     await pass(0);
@@ -118,17 +118,39 @@ describe('the right of way', () => {
     expect(names()).toBe('one another a b');
   });
 
-  test('is not yielded by what cannot wait, which others yield to', async () => {
-    const { commit, ask, askAtOnce, names, end, pass } = setup();
+  test('is not given by what cannot wait, nor any longer by what can no longer, and others wait for that', async () => {
+    const { commit, ask, recheck, names, end, pass } = setup();
+    let isInTime = true;
     void commit('commit');
-    void askAtOnce('a');
-    void ask('b');
+    void ask('a', () => false);
+    void ask('b', () => isInTime);
+    void ask('c');
+    await pass(0);
+    recheck();
     await pass(0);
     expect(names()).toBe('commit a');
+    isInTime = false;
+    recheck();
+    await pass(0);
+    expect(names()).toBe('commit a b');
     await end('commit');
-    expect(names()).toBe('commit a');
     await end('a');
     expect(names()).toBe('commit a b');
+    await end('b');
+    expect(names()).toBe('commit a b c');
+  });
+
+  test('is lost by a commit that takes long, until the next one begins', async () => {
+    const { commit, ask, names, pass } = setup();
+    void commit('stuck');
+    await pass(25);
+    void ask('a');
+    await pass(0);
+    expect(names()).toBe('stuck a');
+    void commit('next');
+    void ask('b');
+    await pass(7);
+    expect(names()).toBe('stuck a next');
   });
 
   test('ends with a commit or with work that fails, which tell their errors', async () => {
