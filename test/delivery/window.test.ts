@@ -94,6 +94,12 @@ describe('the window of starts', () => {
       };
       for (const end of startAll()) end();
       const count = startAll().length;
+      // One more, that begins without asking, keeps it full as any.
+      if (count > 0) {
+        start('late');
+        ends[1]!();
+        expect(window.mayStart()).toBe(false);
+      }
       // They do not keep it full.
       ends[0]!();
       expect(window.mayStart()).toBe(true);
