@@ -1,7 +1,7 @@
 // Who goes first to the database, of one process: a commit of a few events, which their publishers wait for and then their
 // endpoints, goes before the worker's own work, which moves on queues that wait anyway (ADR 0033).
 
-/** Between a process's commits and what yields to them. */
+/** Between a process's commits and what gives way to them. */
 export type RightOfWay = {
   /** Runs a commit that stores so many events and deliveries. */
   readonly commit: <T>(rowCount: number, work: () => Promise<T>) => Promise<T>;
@@ -36,18 +36,20 @@ export function createRightOfWay(now: () => number): RightOfWay {
   function pump(): void {
     clearTimeout(timer);
     timer = undefined;
-    for (let first = waiting[0]; first !== undefined; first = waiting[0]) {
+    for (let i = 0; i < waiting.length; ) {
+      const { sinceMs, canWait, go } = waiting[i]!;
       const nowMs = now();
       const isCommitting = committingCount > 0 && nowMs < begunAtMs + EXPECTED_MS;
       const isBehind = isCommitting || (runningCount > 0 && nowMs < expectedUntilMs);
-      const leftMs = first.sinceMs + MAX_WAIT_MS - nowMs;
-      if (isBehind && leftMs > 0 && first.canWait()) {
-        timer = setTimeout(pump, leftMs);
-        return;
+      const leftMs = sinceMs + MAX_WAIT_MS - nowMs;
+      if (isBehind && leftMs > 0 && canWait()) {
+        timer ??= setTimeout(pump, leftMs);
+        i++; // what is behind it may be unable to wait
+      } else {
+        waiting.splice(i, 1);
+        runningCount++;
+        go();
       }
-      waiting.shift();
-      runningCount++;
-      first.go();
     }
   }
 

@@ -94,7 +94,7 @@ describe('the window of starts', () => {
       };
       for (const end of startAll()) end();
       const count = startAll().length;
-      // One more, that begins without asking, keeps it full as any.
+      // One more, that begins without asking, keeps it full like those before.
       if (count > 0) {
         start('late');
         ends[1]!();

@@ -122,9 +122,9 @@ describe('the right of way', () => {
     const { commit, ask, recheck, names, end, pass } = setup();
     let isInTime = true;
     void commit('commit');
+    void ask('c');
     void ask('a', () => false);
     void ask('b', () => isInTime);
-    void ask('c');
     await pass(0);
     recheck();
     await pass(0);
