@@ -3,6 +3,7 @@ import { randomBytes } from 'node:crypto';
 import { createDeadLetterReports } from '../delivery/dead-letter-reports.ts';
 import { createGates } from '../delivery/gates.ts';
 import { createHealth } from '../delivery/health.ts';
+import { startLeaseEnds } from '../delivery/lease-ends.ts';
 import { createRecorder, type Recorder } from '../delivery/recorder.ts';
 import { createSeat } from '../delivery/seat.ts';
 import { startUnparker } from '../delivery/unparker.ts';
@@ -14,6 +15,7 @@ import { writeBreaker } from '../storage/breakers.ts';
 import { claim, claimLeftovers, claimLines } from '../storage/claims.ts';
 import { databaseUnavailable } from '../storage/database.ts';
 import * as health from '../storage/health.ts';
+import { putBack } from '../storage/leases.ts';
 import { unpark } from '../storage/parking.ts';
 import { writeRecords } from '../storage/records.ts';
 import { createSeats } from '../storage/seats.ts';
@@ -108,6 +110,16 @@ export function startWorker(
       unpark: (queues) => unpark(db.claims, queues),
       onError: (error) =>
         log.warn({ error: String(error) }, 'parked deliveries were not looked at; trying again'),
+    }),
+  );
+  stack.use(
+    startLeaseEnds({
+      putBack: (afterUs) => putBack(db.claims, afterUs),
+      onBack: (queues) => {
+        for (const queue of queues) worker?.knows(queue);
+      },
+      onError: (error) =>
+        log.warn({ error: String(error) }, 'leases that ended were not looked for; trying again'),
     }),
   );
   const timed = async <T>(work: (nowMs: number) => Promise<T>): Promise<T> => {

@@ -4,6 +4,7 @@
 import type { QueueKey } from '../storage/claims.ts';
 import { MAX_UNPARK, UNPARK_AHEAD_MS } from '../storage/parking.ts';
 import type { Walk, WalkPosition } from '../storage/walk.ts';
+import { startRounds } from './rounds.ts';
 
 const EVERY_MS = 10_000;
 /** After a failure. The time that is left before the first are late is six rounds. */
@@ -20,49 +21,27 @@ export type UnparkerDeps = {
 
 /** Runs until it is disposed of, which waits for the statement that is under way. */
 export function startUnparker({ walk, unpark, onError }: UnparkerDeps): AsyncDisposable {
-  let stopped = false;
-  let timer: NodeJS.Timeout | undefined;
-  let running: Promise<void>;
-
-  async function round(): Promise<void> {
+  async function round(isStopped: () => boolean): Promise<number> {
     let position: WalkPosition | undefined;
     do {
       const { heads, next } = await walk(position, PAGE);
       const near = heads.filter(({ dueInMs }) => dueInMs <= UNPARK_AHEAD_MS);
-      if (near.length > 0) await takeOut(near);
+      if (near.length > 0) await takeOut(near, isStopped);
       position = next;
-    } while (position !== undefined && !stopped);
+    } while (position !== undefined && !isStopped());
+    return EVERY_MS;
   }
 
   /** In half of the time, so that a million that are due together leave the other half to what is due now. */
-  async function takeOut(queues: readonly QueueKey[]): Promise<void> {
+  async function takeOut(queues: readonly QueueKey[], isStopped: () => boolean): Promise<void> {
     for (;;) {
       const startedAt = performance.now();
       const count = await unpark(queues);
-      if (count < MAX_UNPARK || stopped) return;
+      if (count < MAX_UNPARK || isStopped()) return;
       const tookMs = performance.now() - startedAt;
       await new Promise((done) => setTimeout(done, tookMs));
     }
   }
 
-  function start(): void {
-    running = round()
-      .then(() => EVERY_MS)
-      .catch((error) => {
-        onError(error);
-        return AGAIN_MS;
-      })
-      .then((delayMs) => {
-        if (!stopped) timer = setTimeout(start, delayMs);
-      });
-  }
-
-  start();
-  return {
-    async [Symbol.asyncDispose]() {
-      stopped = true;
-      clearTimeout(timer);
-      await running;
-    },
-  };
+  return startRounds({ round, againMs: AGAIN_MS, onError });
 }

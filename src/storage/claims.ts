@@ -112,7 +112,7 @@ export async function claim(
       leased AS (
         INSERT INTO deliveries AS d (tenant_id, id, subscription_id, run_at, lease)
         SELECT tenant_id, id, subscription_id, now() + $4::interval, $5::uuid FROM picked
-        ON CONFLICT (tenant_id, id) DO UPDATE SET run_at = excluded.run_at, lease = excluded.lease)
+        ON CONFLICT (tenant_id, id) DO UPDATE SET run_at = excluded.run_at, lease = excluded.lease, is_leased = true)
       SELECT tenant_id, id, subscription_id, attempt_count, retry_base,
         extract(epoch FROM round_at)::float8 * 1000 AS round_ms, extract(epoch FROM run_at)::float8 * 1000 AS due_ms
       FROM picked CROSS JOIN set_config('synchronous_commit', 'off', true)`,
@@ -210,7 +210,7 @@ export async function claimLines(
           WHERE d.tenant_id = $1 AND d.subscription_id = $2 AND d.order_key = l.order_key
             AND d.order_seq >= l.order_seq ORDER BY d.order_seq LIMIT $5) c),
       claimed AS (
-        UPDATE deliveries d SET run_at = now() + $6::interval, lease = $7::uuid, is_parked = false
+        UPDATE deliveries d SET run_at = now() + $6::interval, lease = $7::uuid, is_parked = false, is_leased = true
         FROM (SELECT * FROM behind WHERE goes LIMIT ${MAX_CLAIM}) b WHERE d.tenant_id = $1 AND d.id = b.id
         RETURNING d.tenant_id, d.id, d.subscription_id, d.attempt_count, d.retry_base,
           extract(epoch FROM d.round_at)::float8 * 1000 AS round_ms,
@@ -281,7 +281,7 @@ export async function claimLeftovers(
         SELECT d.id, d.run_at FROM deliveries d JOIN (SELECT id FROM front WHERE order_key IS NULL LIMIT $3) f
           ON d.id = f.id
         WHERE d.tenant_id = $1 AND d.run_at <= now() FOR UPDATE OF d SKIP LOCKED)
-      UPDATE deliveries d SET run_at = now() + $4::interval, lease = $5::uuid
+      UPDATE deliveries d SET run_at = now() + $4::interval, lease = $5::uuid, is_leased = true
       FROM picked p WHERE d.tenant_id = $1 AND d.id = p.id
       RETURNING d.tenant_id, d.id, d.subscription_id, d.attempt_count, d.retry_base,
         extract(epoch FROM d.round_at)::float8 * 1000 AS round_ms, extract(epoch FROM p.run_at)::float8 * 1000 AS due_ms`,

@@ -244,7 +244,7 @@ export async function retryDelivery(
 ): Promise<StoredDelivery> {
   return db.inTenant(tenantId, async (tx) => {
     await tx.query(sql.typeAlias('void')`
-      UPDATE deliveries SET run_at = now(), is_parked = false
+      UPDATE deliveries SET run_at = now(), is_parked = false, is_leased = false
       WHERE tenant_id = ${tenantId} AND id = ${uuidOf(deliveryId)} AND lease IS NULL AND run_at > now()
         AND run_at < 'infinity'`);
     const delivery = await readDelivery(tx, tenantId, deliveryId);
@@ -295,11 +295,12 @@ export async function cancelDeliveries(
       WHERE tenant_id = ${tenantId} AND id = ${uuidOf(subscriptionId)} AND deleted_at IS NULL`);
     if (!known) throw notFound('subscription', subscriptionId);
     return tx.query(sql.typeAlias('void')`
-      WITH due AS MATERIALIZED (${first(sql.fragment`NOT is_parked`)}),
+      WITH due AS MATERIALIZED (${first(sql.fragment`NOT is_parked AND NOT is_leased`)}),
       parked AS MATERIALIZED (${first(sql.fragment`is_parked`)}),
+      leased AS MATERIALIZED (${first(sql.fragment`is_leased`)}),
       gone AS (
         DELETE FROM deliveries WHERE tenant_id = ${tenantId} AND id IN (
-          SELECT id FROM due UNION ALL SELECT id FROM parked LIMIT ${MAX_CANCEL})
+          SELECT id FROM due UNION ALL SELECT id FROM parked UNION ALL SELECT id FROM leased LIMIT ${MAX_CANCEL})
         RETURNING tenant_id, id, subscription_id, attempt_count)
       INSERT INTO closed_deliveries (tenant_id, id, subscription_id, state, attempt_count)
       SELECT tenant_id, id, subscription_id, 'cancelled', attempt_count FROM gone`);

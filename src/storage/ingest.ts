@@ -221,11 +221,11 @@ const storePart = (ordered: number | undefined) => `INSERT INTO events
         ${ordered === undefined ? '' : ', ordering_key'})`;
 // One number of the sequence for the whole statement, and places behind it in the order of the batch.
 const queuePart = (ordered: number | undefined) => `INSERT INTO deliveries
-      (tenant_id, id, subscription_id, run_at, round_at, lease, is_parked ${ordered === undefined ? '' : ', order_key, order_seq'})
+      (tenant_id, id, subscription_id, run_at, round_at, lease, is_leased, is_parked ${ordered === undefined ? '' : ', order_key, order_seq'})
     SELECT d.tenant_id, d.id, d.subscription_id,
       CASE WHEN d.owned THEN now() + $19::interval ELSE greatest(now(), to_timestamp(d.after / 1000)) END,
       CASE WHEN d.after IS NOT NULL THEN greatest(now(), to_timestamp(d.after / 1000)) END,
-      CASE WHEN d.owned THEN $18::uuid END,
+      CASE WHEN d.owned THEN $18::uuid END, d.owned,
       d.after IS NOT NULL AND NOT d.owned AND ${isParkedAt('to_timestamp(d.after / 1000)')}
       ${ordered === undefined ? '' : ", d.order_key, CASE WHEN d.order_key IS NOT NULL THEN (SELECT nextval('delivery_order')) + d.n END"}
     FROM unnest($13::text[], $14::uuid[], $15::uuid[], $16::bool[], $17::float8[]

@@ -7,7 +7,7 @@ import type { QueueKey } from './claims.ts';
 import type { Statements } from './hot-pool.ts';
 
 /** What the index deliveries_due asks of a statement that is to use it. */
-export const IN_DUE = 'NOT is_parked';
+export const IN_DUE = 'NOT is_parked AND NOT is_leased';
 
 /** Whether what is due at `time`, an expression, is parked. */
 export const isParkedAt = (time: string) => `${time} > now() + interval '2 minutes'`;

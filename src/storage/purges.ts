@@ -38,11 +38,14 @@ export async function purgeSubscription(db: Many, tenantId: string, uuid: string
       INSERT INTO closed_deliveries (tenant_id, id, subscription_id, state, attempt_count)
       SELECT tenant_id, id, subscription_id, ${state}, attempt_count FROM gone`);
   };
-  const cancelled = await close('deliveries', 'cancelled', sql.fragment`AND NOT is_parked`);
+  const cancelled = await close('deliveries', 'cancelled', sql.fragment`AND NOT is_parked AND NOT is_leased`);
   const parked = await close('deliveries', 'cancelled', sql.fragment`AND is_parked`);
   const discarded = await close('dead_letters', 'discarded');
   const count = cancelled.rowCount + parked.rowCount + discarded.rowCount;
   if (count > 0) return count;
+  // Last, as their index is not one of subscriptions: all that workers hold of the tenant is read.
+  const leased = await close('deliveries', 'cancelled', sql.fragment`AND is_leased`);
+  if (leased.rowCount > 0) return leased.rowCount;
   // What workers wrote after the deletion.
   for (const table of ['breakers', 'subscription_health', 'subscription_probes']) {
     await db.many.query(sql.typeAlias('void')`

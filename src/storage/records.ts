@@ -177,7 +177,7 @@ async function writeRetries(
 ): Promise<QueryResult<Row> | undefined> {
   if (records.length === 0) return undefined;
   const text = `WITH done AS (
-        UPDATE deliveries d SET run_at = ${LATER}, is_parked = ${isParkedAt(LATER)}, lease = NULL, attempt_count = r.attempt
+        UPDATE deliveries d SET run_at = ${LATER}, is_parked = ${isParkedAt(LATER)}, is_leased = false, lease = NULL, attempt_count = r.attempt
         FROM (SELECT ${ATTEMPT}, ${FAILURE}, unnest($17::float8[]) AS delay_ms) r WHERE ${MINE}
         RETURNING r.*, d.subscription_id, d.run_at)
       ${INSERT_ATTEMPT}
@@ -204,7 +204,7 @@ async function writeDead(
   const given = `(SELECT ${ATTEMPT}, ${FAILURE}, unnest($17::text[]) AS reason, unnest($18::text[]) AS event_type,
           unnest($19::int2[]) AS attempt_count) r`;
   const end = stopsLine
-    ? `UPDATE deliveries d SET run_at = 'infinity', lease = NULL, attempt_count = r.attempt_count FROM ${given}`
+    ? `UPDATE deliveries d SET run_at = 'infinity', is_leased = false, lease = NULL, attempt_count = r.attempt_count FROM ${given}`
     : `DELETE FROM deliveries d USING ${given}`;
   const text = `WITH done AS (
         ${end}
@@ -236,7 +236,7 @@ async function writeReleases(
   if (records.length === 0) return undefined;
   return pool.query<Row>({
     name: 'record-release',
-    text: `UPDATE deliveries d SET run_at = ${LATER}, is_parked = ${isParkedAt(LATER)}, lease = NULL
+    text: `UPDATE deliveries d SET run_at = ${LATER}, is_parked = ${isParkedAt(LATER)}, is_leased = false, lease = NULL
       FROM (SELECT ${FENCE}, unnest($4::float8[]) AS delay_ms) r WHERE ${MINE}`,
     values: [...fence(records), float8Array(records.map((r) => r.delayMs))],
   });

@@ -29,6 +29,7 @@ import { type Database, openDatabase } from '../../src/storage/database.ts';
 import { discardDeadLetters, replayDeadLetter } from '../../src/storage/dead-letters.ts';
 import { cancelDelivery, getDelivery, retryDelivery } from '../../src/storage/deliveries.ts';
 import { type IngestEvent, ingest } from '../../src/storage/ingest.ts';
+import { putBack } from '../../src/storage/leases.ts';
 import { unpark } from '../../src/storage/parking.ts';
 import { type AttemptRecord, type DeliveryRecord, writeRecords } from '../../src/storage/records.ts';
 import { cloneDatabase, type TestDatabase } from '../support/database.ts';
@@ -158,7 +159,7 @@ const rulesHold = ({ entries }: World): string[] =>
 
 async function databaseHolds(): Promise<string[]> {
   const { rows } = await database.owner.query<{ line: string }>(
-    `SELECT concat_ws(' ', 'queue', id, CASE WHEN run_at = 'infinity' THEN 'never' WHEN run_at <= now() THEN CASE WHEN is_parked THEN 'parked' ELSE 'due' END
+    `SELECT concat_ws(' ', 'queue', id, CASE WHEN run_at = 'infinity' THEN 'never' WHEN run_at <= now() THEN CASE WHEN is_parked THEN 'parked' WHEN is_leased THEN 'leased' ELSE 'due' END
         ELSE 'later' END, coalesce(lease::text, '-'), attempt_count, retry_base) AS line FROM deliveries
      UNION ALL SELECT concat_ws(' ', 'letter', id, attempt_count) FROM dead_letters
      UNION ALL SELECT concat_ws(' ', 'closed', id, state) FROM closed_deliveries
@@ -310,6 +311,7 @@ async function expire(world: World, n: number): Promise<void> {
   await database.owner.query("UPDATE deliveries SET run_at = now() - interval '1 s' WHERE lease = $1", [
     lease,
   ]);
+  await putBack(db.claims, 0); // as workers do meanwhile
   for (const entry of world.entries) if (entry.row?.lease === lease) entry.row = { ...entry.row, runAtMs: 0 };
 }
 
