@@ -4,6 +4,7 @@ import { accessSync, constants } from 'node:fs';
 import { BlockList, isIP } from 'node:net';
 import { resolve } from 'node:path';
 import { z } from 'zod';
+import { SHORTEST_LEASE_MS } from './domain/lease.ts';
 import { DEFAULT_POLICY, POLICY_FIELDS, policyProblem, type TenantPolicy } from './domain/policy.ts';
 import { DEFAULT_QUOTA, QUOTA_FIELDS, type Quota, quotaProblem } from './domain/quota.ts';
 import type { MasterKeys } from './domain/sealing.ts';
@@ -215,7 +216,7 @@ export function parseConfig(env: Env, cwd: string): ConfigResult {
     auditDays: integer('DISPATCH_AUDIT_DAYS', 365, 1, 3_650),
     logLevel: parseLogLevel(text('DISPATCH_LOG_LEVEL'), problems),
     maxInFlight: integer('DISPATCH_MAX_IN_FLIGHT', 512, 1, 10_000),
-    leaseMs: integer('DISPATCH_LEASE_SECONDS', 60, 10, 3_600) * 1000,
+    leaseMs: integer('DISPATCH_LEASE_SECONDS', 60, SHORTEST_LEASE_MS / 1000, 3_600) * 1000,
     shutdownGraceMs: integer('DISPATCH_SHUTDOWN_GRACE_SECONDS', 20, 0, 3_600) * 1000,
     historyDays: integer('DISPATCH_HISTORY_DAYS', 30, 1, 3_650),
     hashPartitions: integer('DISPATCH_HASH_PARTITIONS', 4, 1, 64),

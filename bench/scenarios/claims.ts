@@ -53,7 +53,7 @@ async function settle(owner: pg.Client): Promise<void> {
 /** Spreads the backlog over `count` subscriptions; returns their queues. */
 async function spread(owner: pg.Client, count: number, due: string): Promise<QueueKey[]> {
   await owner.query(
-    `UPDATE deliveries SET run_at = now() ${due}, lease = NULL, subscription_id =
+    `UPDATE deliveries SET run_at = now() ${due}, lease = NULL, is_leased = false, subscription_id =
        ('01990000-0000-7000-8000-' || lpad(to_hex(('x' || substr(replace(id::text, '-', ''), 21, 6))::bit(24)::int % $1), 12, '0'))::uuid`,
     [count],
   );
@@ -112,7 +112,7 @@ export const claims: Scenario = {
         const wide = await costOf(owner, db, () => claimOf(next(32), 6));
         await owner.query(
           `UPDATE deliveries SET order_key = 'k' || (('x' || substr(replace(id::text, '-', ''), 24, 3))::bit(12)::int % 200),
-             order_seq = ('x' || substr(replace(id::text, '-', ''), 21, 6))::bit(24)::int, run_at = now(), lease = NULL,
+             order_seq = ('x' || substr(replace(id::text, '-', ''), 21, 6))::bit(24)::int, run_at = now(), lease = NULL, is_leased = false,
              subscription_id = $1`,
           [uuidOf(queue.subscriptionId)],
         );

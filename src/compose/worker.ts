@@ -115,9 +115,7 @@ export function startWorker(
   stack.use(
     startLeaseEnds({
       putBack: (afterUs) => putBack(db.claims, afterUs),
-      onBack: (queues) => {
-        for (const queue of queues) worker?.knows(queue);
-      },
+      onBack: (heads) => worker?.found(heads),
       onError: (error) =>
         log.warn({ error: String(error) }, 'leases that ended were not looked for; trying again'),
     }),

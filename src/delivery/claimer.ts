@@ -62,6 +62,8 @@ export type Claimer = {
   readonly poke: (queues: readonly QueueKey[] | undefined) => void;
   /** The same, of something that nobody but this worker was told of. */
   readonly knows: (queue: QueueKey) => void;
+  /** The same, of queues with what is due in them. */
+  readonly found: (heads: readonly QueueHead[]) => void;
   /** A queue will have something due after a time. */
   readonly later: (queue: QueueKey, dueInMs: number) => void;
   /** Room has come free: goes on with the queues that had more. */
@@ -394,6 +396,14 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
     knows(queue) {
       own.add(keyOf(queue));
       addPoked(queue);
+      start();
+    },
+    found(heads) {
+      for (const head of heads) {
+        own.add(keyOf(head));
+        addPoked(head);
+        addDue(head);
+      }
       start();
     },
     later(queue, dueInMs) {

@@ -508,6 +508,8 @@ export function createWorker(deps: WorkerDeps) {
     poke: claimer.poke,
     /** This queue has something due that nobody else was told of. */
     knows: claimer.knows,
+    /** These queues have something due that was not found where claims go on. */
+    found: claimer.found,
     /** A hold is over: see gates.ts. */
     release(tenantId: TenantId, subscriptionId: SubscriptionId | undefined): void {
       scheduler.release(tenantId, subscriptionId);

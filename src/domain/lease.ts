@@ -6,6 +6,9 @@
 //   held ── a result under the token that is there ──▶ gone | due later | due never (its line stops)
 //   a result under any other token writes nothing
 
+/** No lease is shorter (DISPATCH_LEASE_SECONDS): one that begins now ends after this, whoever takes it. */
+export const SHORTEST_LEASE_MS = 10_000;
+
 /** A delivery in the queue, as far as leases and lines go. */
 export type Queued = {
   /** When it is due; while it is held, the end of the lease; Infinity: not by itself, it stops its line. */

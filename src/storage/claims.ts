@@ -1,7 +1,7 @@
 // Claims: how a worker finds due deliveries of many tenants and leases them. Runs as dispatch_engine.
-// A claim pushes run_at to the end of the lease and writes a new token: there is no status and no reaper, an expired
-// lease is simply due again (domain/lease.ts has the rules without SQL). This file and ingest.ts hold the only hot
-// statements that span tenants.
+// A claim pushes run_at to the end of the lease and writes a new token: there is no status, an expired lease is simply due
+// again (domain/lease.ts has the rules without SQL), and leases.ts brings it to where claims look. This file and ingest.ts
+// hold the only hot statements that span tenants.
 import type { ClaimedDelivery, EventContent } from '../domain/delivery.ts';
 import {
   type DeliveryId,

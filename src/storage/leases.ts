@@ -3,19 +3,17 @@
 // meet it. Whoever leases a delivery says so (is_leased), whoever ends its lease takes that back, and where nobody does, putBack()
 // does once the lease has run out. The token stays: results are told by it until another claim. Runs as dispatch_engine (ADR 0034).
 import { idFromUuid, type SubscriptionId, type TenantId } from '../domain/ids.ts';
-import type { QueueKey } from './claims.ts';
+import { SHORTEST_LEASE_MS } from '../domain/lease.ts';
 import type { Statements } from './hot-pool.ts';
-
-/** No lease is shorter (DISPATCH_LEASE_SECONDS): one that begins after a look ends after this, whoever takes it. */
-export const SHORTEST_LEASE_MS = 10_000;
+import type { QueueHead } from './walk.ts';
 
 /** Most deliveries of one call. */
 export const MAX_PUT_BACK = 5_000;
 
 /** What a look found. */
 export type LeaseEnds = {
-  /** Queues that have something due again. */
-  readonly queues: readonly QueueKey[];
+  /** Queues that have something due again, and when the first of it was due. */
+  readonly queues: readonly QueueHead[];
   /** How many deliveries were put back: MAX_PUT_BACK, and there may be more. */
   readonly count: number;
   /** When the statement began, in µs since 1970 on the database's clock. */
@@ -28,35 +26,39 @@ type Row = {
   readonly tenant_id: string | null;
   readonly subscription_id: string | null;
   readonly count: number;
-  readonly now_us: number | null;
-  readonly next_ms: number | null;
+  /** Of a queue's first; of the last row, of the statement. */
+  readonly at_us: number;
+  /** Of a queue's first; of the last row, of the next that will end. */
+  readonly in_ms: number | null;
 };
 
 /**
- * Puts up to MAX_PUT_BACK deliveries whose leases have ended after `afterUs` (µs since 1970, on the database's clock) back among
- * what is due. What somebody else is writing to is passed over: it is not held up, and a look from 0 comes by again.
+ * Puts up to MAX_PUT_BACK deliveries whose leases have ended after `afterUs` (µs since 1970, on the database's clock; undefined:
+ * 15 s ago) back among what is due. What somebody else is writing to is passed over: it is not held up, and another look comes by.
  *
- * What was recorded stays in the index until it is vacuumed. All of that is passed over by its time (15 ns each), and what lies
- * between the two times is looked up in the table as well: so a look goes on where the last one ended. An update whose rows are
- * found by their key, as in a claim.
+ * What was recorded stays in the index until it is vacuumed. What of that lies between the two times is looked up in the table, so a
+ * look does not begin at the front each time; the rest is passed over by its key. An update whose rows are found by their key, as
+ * in a claim.
  */
-export async function putBack(pool: Statements, afterUs: number): Promise<LeaseEnds> {
+export async function putBack(pool: Statements, afterUs: number | undefined): Promise<LeaseEnds> {
   const { rows } = await pool.query<Row>({
     name: 'put-back',
     text: `WITH over AS MATERIALIZED (
         SELECT tenant_id, id, subscription_id, run_at FROM deliveries
-        WHERE run_at > timestamptz 'epoch' + $1::float8 * interval '1 us' AND run_at <= now() AND is_leased
+        WHERE run_at > coalesce(timestamptz 'epoch' + $1::float8 * interval '1 us', now() - interval '15 s')
+          AND run_at <= now() AND is_leased
         LIMIT ${MAX_PUT_BACK} FOR UPDATE SKIP LOCKED),
       back AS (
         INSERT INTO deliveries AS d (tenant_id, id, subscription_id, run_at)
         SELECT tenant_id, id, subscription_id, run_at FROM over
         ON CONFLICT (tenant_id, id) DO UPDATE SET is_leased = false)
-      SELECT tenant_id, subscription_id, count(*)::int4 AS count, NULL::float8 AS now_us, NULL::float8 AS next_ms
+      SELECT tenant_id, subscription_id, count(*)::int4 AS count, extract(epoch FROM min(run_at))::float8 * 1000000 AS at_us,
+        extract(epoch FROM min(run_at) - now())::float8 * 1000 AS in_ms
       FROM over GROUP BY tenant_id, subscription_id
       UNION ALL
       SELECT NULL, NULL, 0, extract(epoch FROM now())::float8 * 1000000, extract(epoch FROM min(run_at) - now())::float8 * 1000
       FROM deliveries WHERE run_at > now() AND run_at <= now() + interval '${SHORTEST_LEASE_MS} ms' AND is_leased`,
-    values: [afterUs],
+    values: [afterUs ?? null],
   });
   const last = rows[rows.length - 1]!;
   const found = rows.slice(0, -1);
@@ -64,9 +66,11 @@ export async function putBack(pool: Statements, afterUs: number): Promise<LeaseE
     queues: found.map((row) => ({
       tenantId: row.tenant_id as TenantId,
       subscriptionId: idFromUuid('sub', row.subscription_id!) as SubscriptionId,
+      dueAtMs: row.at_us / 1000,
+      dueInMs: row.in_ms!,
     })),
     count: found.reduce((sum, row) => sum + row.count, 0),
-    nowUs: last.now_us!,
-    nextInMs: last.next_ms ?? undefined,
+    nowUs: last.at_us,
+    nextInMs: last.in_ms ?? undefined,
   };
 }

@@ -7,6 +7,12 @@ import { type Database, sql } from './database.ts';
 
 const CHUNK = 5_000;
 type Many = Pick<Database, 'many'>;
+/** Where a subscription's deliveries are found, each by an index of its own. */
+const DELIVERY_PLACES = [
+  sql.fragment`NOT is_parked AND NOT is_leased`,
+  sql.fragment`is_parked AND NOT is_leased`,
+  sql.fragment`is_leased`,
+];
 const idRow = z.object({ tenant_id: z.string(), id: z.string() });
 
 /**
@@ -26,26 +32,27 @@ export async function purgeSubscription(db: Many, tenantId: string, uuid: string
   const close = (
     from: 'deliveries' | 'dead_letters',
     state: 'cancelled' | 'discarded',
-    inIndex = sql.fragment``,
+    places: readonly ReturnType<typeof sql.fragment>[],
   ) => {
     const table = sql.identifier([from]);
+    const found = places.map(
+      (place) =>
+        sql.fragment`SELECT id FROM ${table} WHERE tenant_id = ${tenantId} AND subscription_id = ${uuid} AND ${place}`,
+    );
     return db.many.query(sql.typeAlias('void')`
       WITH gone AS (
         DELETE FROM ${table} WHERE tenant_id = ${tenantId} AND id IN (
-          SELECT id FROM ${table} WHERE tenant_id = ${tenantId} AND subscription_id = ${uuid} ${inIndex}
-          LIMIT ${CHUNK})
+          ${sql.join(found, sql.fragment` UNION ALL `)} LIMIT ${CHUNK})
         RETURNING tenant_id, id, subscription_id, attempt_count)
       INSERT INTO closed_deliveries (tenant_id, id, subscription_id, state, attempt_count)
       SELECT tenant_id, id, subscription_id, ${state}, attempt_count FROM gone`);
   };
-  const cancelled = await close('deliveries', 'cancelled', sql.fragment`AND NOT is_parked AND NOT is_leased`);
-  const parked = await close('deliveries', 'cancelled', sql.fragment`AND is_parked`);
-  const discarded = await close('dead_letters', 'discarded');
-  const count = cancelled.rowCount + parked.rowCount + discarded.rowCount;
+  // One statement sees each delivery in one of its places. What is held comes last, as all that is held of the tenant is read.
+  const cancelled = await close('deliveries', 'cancelled', DELIVERY_PLACES);
+  // After the deliveries, as they may end here.
+  const discarded = await close('dead_letters', 'discarded', [sql.fragment`true`]);
+  const count = cancelled.rowCount + discarded.rowCount;
   if (count > 0) return count;
-  // Last, as their index is not one of subscriptions: all that workers hold of the tenant is read.
-  const leased = await close('deliveries', 'cancelled', sql.fragment`AND is_leased`);
-  if (leased.rowCount > 0) return leased.rowCount;
   // What workers wrote after the deletion.
   for (const table of ['breakers', 'subscription_health', 'subscription_probes']) {
     await db.many.query(sql.typeAlias('void')`

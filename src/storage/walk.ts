@@ -1,4 +1,4 @@
-// The walk over all queues: what finds the work that no hint told of. Runs as dispatch_engine.
+// The walk over all queues: what finds the work that no hint told of, but for what was leased (leases.ts). Runs as dispatch_engine.
 import { idFromUuid, type SubscriptionId, type TenantId } from '../domain/ids.ts';
 import type { QueueKey } from './claims.ts';
 import type { Statements } from './hot-pool.ts';

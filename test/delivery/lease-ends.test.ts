@@ -5,29 +5,39 @@ import { type LeaseEnds, MAX_PUT_BACK } from '../../src/storage/leases.ts';
 
 afterEach(() => void vi.useRealTimers());
 
-const queue = (id: string) => ({ tenantId: 'acme' as TenantId, subscriptionId: id as SubscriptionId });
+const head = (id: string) => ({
+  tenantId: 'acme' as TenantId,
+  subscriptionId: id as SubscriptionId,
+  dueAtMs: 0,
+  dueInMs: 0,
+});
 const NOTHING = { queues: [], count: 0, nextInMs: undefined };
 const BACK_MS = 5_000;
+type Look = Omit<LeaseEnds, 'nowUs'> | Error;
 
-/** Looks that find `found`, one after the other and the last from then on; `calls` says when each came and after what, in ms. */
-function setup(found: readonly (Omit<LeaseEnds, 'nowUs'> | Error)[], tookMs = 0) {
+/** One whose looks find `found`, one after the other and the last from then on; those from the front find `inFront`. */
+function setup(found: readonly Look[], inFront: Look = NOTHING, tookMs = { front: 0, other: 0 }) {
   vi.useFakeTimers({ now: 0 });
-  const calls: { atMs: number; afterMs: number }[] = [];
+  const fronts: number[] = [];
+  const looks: { atMs: number; afterMs: number | undefined }[] = [];
   const back: string[][] = [];
   const errors: unknown[] = [];
   const leaseEnds = startLeaseEnds({
     async putBack(afterUs) {
-      const next = found[Math.min(calls.length, found.length - 1)]!;
+      const isFront = afterUs === 0;
+      const next = isFront ? inFront : found[Math.min(looks.length, found.length - 1)]!;
       const nowUs = Date.now() * 1000;
-      calls.push({ atMs: Date.now(), afterMs: afterUs / 1000 });
-      if (tookMs > 0) await new Promise((done) => setTimeout(done, tookMs));
+      if (isFront) fronts.push(Date.now());
+      else looks.push({ atMs: Date.now(), afterMs: afterUs === undefined ? undefined : afterUs / 1000 });
+      const ms = isFront ? tookMs.front : tookMs.other;
+      if (ms > 0) await new Promise((done) => setTimeout(done, ms));
       if (next instanceof Error) throw next;
       return { ...next, nowUs };
     },
     onBack: (queues) => back.push(queues.map(({ subscriptionId }) => subscriptionId)),
     onError: (error) => errors.push(error),
   });
-  return { leaseEnds, calls, back, errors, times: () => calls.map(({ atMs }) => atMs) };
+  return { leaseEnds, fronts, looks, back, errors, times: () => looks.map(({ atMs }) => atMs) };
 }
 
 test('a look comes as the first lease that was seen ends, and before any that could not be seen', async () => {
@@ -40,41 +50,53 @@ test('a look comes as the first lease that was seen ends, and before any that co
 });
 
 test('what was put back is told of, and looked for again at once while there may be more', async () => {
-  const full = { queues: [queue('a'), queue('b')], count: MAX_PUT_BACK, nextInMs: undefined };
-  const { leaseEnds, times, back } = setup([full, { ...full, queues: [queue('b')], count: 7 }, NOTHING]);
+  const full = { queues: [head('a'), head('b')], count: MAX_PUT_BACK, nextInMs: undefined };
+  const { leaseEnds, times, back } = setup([full, { ...full, queues: [head('b')], count: 7 }, NOTHING]);
   await vi.advanceTimersByTimeAsync(9_999);
   expect(times()).toEqual([0, 0]);
   expect(back).toEqual([['a', 'b'], ['b']]);
   await leaseEnds[Symbol.asyncDispose]();
 });
 
-test('a look goes on shortly before the last one, and each minute begins at the front', async () => {
-  const { leaseEnds, calls } = setup([NOTHING]);
-  await vi.advanceTimersByTimeAsync(70_000);
-  const afterMs = [0, ...[0, 1, 2, 3, 4].map((i) => i * 10_000 - BACK_MS), 0, 60_000 - BACK_MS];
-  expect(calls.map((call) => call.afterMs)).toEqual(afterMs);
+test('a look goes on shortly before the last one, and each minute one begins at the front', async () => {
+  const { leaseEnds, fronts, looks } = setup([NOTHING]);
+  await vi.advanceTimersByTimeAsync(65_000);
+  expect(fronts).toEqual([0, 60_000]);
+  const afterMs = [0, 1, 2, 3, 4, 5].map((i) => i * 10_000 - BACK_MS);
+  expect(looks.map((look) => look.afterMs)).toEqual([undefined, ...afterMs]);
   await leaseEnds[Symbol.asyncDispose]();
 });
 
-test('the front is looked at less often where that takes long', async () => {
-  const { leaseEnds, calls } = setup([NOTHING], 10_000);
-  await vi.advanceTimersByTimeAsync(230_000);
-  expect(calls.filter(({ afterMs }) => afterMs === 0).map(({ atMs }) => atMs)).toEqual([0, 220_000]);
+test('looks that take long come less often, and those from the front the less', async () => {
+  const soon = { ...NOTHING, nextInMs: 1 };
+  const { leaseEnds, fronts, times } = setup([soon], NOTHING, { front: 10_000, other: 100 });
+  await vi.advanceTimersByTimeAsync(15_000);
+  expect(times()).toEqual([10_000, 12_100, 14_200]);
+  await vi.advanceTimersByTimeAsync(210_000);
+  expect(fronts).toEqual([0, 211_600]);
   await leaseEnds[Symbol.asyncDispose]();
-  await vi.advanceTimersByTimeAsync(20_000);
 });
 
 test('a look that fails is told of and comes again a second later from where it was to begin; after the end none comes', async () => {
   const away = new Error('away');
-  const { leaseEnds, calls, errors } = setup([NOTHING, away, NOTHING]);
+  const { leaseEnds, looks, errors } = setup([NOTHING, away, NOTHING]);
   await vi.advanceTimersByTimeAsync(11_500);
   expect(errors).toEqual([away]);
-  expect(calls).toEqual([
-    { atMs: 0, afterMs: 0 },
+  expect(looks).toEqual([
+    { atMs: 0, afterMs: undefined },
     { atMs: 10_000, afterMs: -BACK_MS },
     { atMs: 11_000, afterMs: -BACK_MS },
   ]);
   await leaseEnds[Symbol.asyncDispose]();
   await vi.advanceTimersByTimeAsync(20_000);
-  expect(calls).toHaveLength(3);
+  expect(looks).toHaveLength(3);
+});
+
+test('where the front cannot be looked at in time, the other looks go on', async () => {
+  const tooLong = new Error('statement timeout');
+  const { leaseEnds, fronts, times, errors } = setup([NOTHING], tooLong, { front: 30_000, other: 0 });
+  await vi.advanceTimersByTimeAsync(62_000);
+  expect([errors, fronts]).toEqual([[tooLong], [0]]);
+  expect(times()).toEqual([31_000, 41_000, 51_000, 61_000]);
+  await leaseEnds[Symbol.asyncDispose]();
 });

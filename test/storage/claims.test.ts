@@ -238,6 +238,14 @@ describe('claims', () => {
     expect((await claimAll([{ tenantId: a, subscriptionId: subId(s), room: 10 }])).deliveries).toEqual([]);
   });
 
+  test('what was handed over is not in the way of the walk either', async () => {
+    const held = newSubscription();
+    const waiting = newSubscription();
+    await store([event(a, [held], { owned: true }), event(a, [waiting])]);
+    const { heads } = await createWalk(db.claims)(undefined, 10);
+    expect(heads.map(({ subscriptionId }) => subscriptionId)).toEqual([subId(waiting)]);
+  });
+
   test('take over what another worker held, once its lease has ended', async () => {
     const s = newSubscription();
     await store([event(a, [s])]);
@@ -486,6 +494,31 @@ test('a claim that goes on in a queue reads nothing of what was delivered in fro
   const read = [...(pages ?? '').matchAll(/(?:hit|read)=(\d+)/g)].reduce((sum, [, n]) => sum + Number(n), 0);
   expect(read, plan).toBeGreaterThan(0);
   expect(read, plan).toBeLessThan(20); // all that was delivered has some 200 pages in this index
+});
+
+test('a look for leases that ended reads nothing of what was recorded before it goes on, and by no table', async () => {
+  const { owner, url } = database;
+  const s = newSubscription();
+  await using _ = await openReader(url);
+  await owner.query(
+    `INSERT INTO deliveries (tenant_id, id, subscription_id, run_at, lease, is_leased)
+      SELECT $1, gen_random_uuid(), $2, now() + i * interval '1 min', $3, true
+      FROM generate_series(-20000, 20000) AS i WHERE abs(i) > 1`,
+    [a, s, randomBytes(16)],
+  );
+  await owner.query('DELETE FROM deliveries WHERE tenant_id = $1 AND subscription_id = $2', [a, s]);
+  await store([event(a, [s], { owned: true })]);
+  await owner.query("UPDATE deliveries SET run_at = now() - interval '1 s' WHERE subscription_id = $1", [s]);
+  const { rows } = await owner.query('SELECT extract(epoch FROM now())::float8 * 1000000 AS now_us');
+  const looking = explaining(db.claims, 'ANALYZE, BUFFERS, TIMING OFF');
+  // What EXPLAIN ANALYZE put back is not there any more.
+  expect((await putBack(looking.pool, rows[0].now_us - 5_000_000)).count).toBe(0);
+  const plan = looking.plans.get('put-back')!;
+  expect(plan).not.toMatch(/Seq Scan/);
+  expect(plan).toMatch(/Conflicting Tuples: 1\n/);
+  const read = Number(/Buffers: shared hit=(\d+)/.exec(plan)?.[1]); // of the first line: of all that reads
+  expect(read, plan).toBeGreaterThan(0);
+  expect(read, plan).toBeLessThan(300); // all that was recorded has some 700 pages in the table
 });
 
 /** A session with a snapshot that it keeps. */

@@ -6,9 +6,10 @@ import { claim, claimLeftovers, claimLines } from '../../src/storage/claims.ts';
 import { type Database, openDatabase } from '../../src/storage/database.ts';
 import { cancelDeliveries } from '../../src/storage/deliveries.ts';
 import { MAX_PUT_BACK, putBack } from '../../src/storage/leases.ts';
+import { unpark } from '../../src/storage/parking.ts';
 import { purgeSubscription } from '../../src/storage/purges.ts';
 import { type DeliveryRecord, writeRecords } from '../../src/storage/records.ts';
-import { createWalk } from '../../src/storage/walk.ts';
+import { createWalk, type QueueHead } from '../../src/storage/walk.ts';
 import { cloneDatabase, type TestDatabase } from '../support/database.ts';
 import { eventually } from '../support/eventually.ts';
 import { storeBacklog } from '../support/fleet.ts';
@@ -95,7 +96,12 @@ test('what is claimed is in no way of the walk, and is due again once its lease 
   expect(before.nextInMs).toBeLessThan(5_001);
   expect(await claimSome()).toEqual([]);
   await passes(5);
-  expect(await putBack(db.claims, 0)).toMatchObject({ queues: [queue], count: 3, nextInMs: undefined });
+  const after = await putBack(db.claims, 0);
+  expect(after).toMatchObject({ queues: [queue], count: 3, nextInMs: undefined });
+  const [{ dueAtMs, dueInMs }] = after.queues as [QueueHead];
+  expect(after.nowUs / 1000 - dueAtMs).toBeCloseTo(-dueInMs, 1);
+  expect(dueInMs).toBeLessThanOrEqual(0);
+  expect(dueInMs).toBeGreaterThan(-5_000);
   expect(await walked()).toMatchObject([queue]);
   expect(await claimSome()).toHaveLength(3);
   expect((await held()).count).toBe(3);
@@ -157,6 +163,31 @@ test('one call puts back so many, and two at once put back each once', async () 
   expect((await held()).count).toBe(0);
 });
 
+test('what the version before makes due again of a lease of this one is put back once it is due', async () => {
+  await store(2);
+  await claimSome();
+  const retry = `UPDATE deliveries SET run_at = now() + $1::interval, is_parked = $2, lease = NULL, attempt_count = 1
+    WHERE id = (SELECT id FROM deliveries WHERE lease IS NOT NULL ORDER BY id LIMIT 1)`;
+  await database.owner.query(retry, ['0 s', false]);
+  expect((await putBack(db.claims, 0)).count).toBe(1);
+  expect(await claimSome()).toMatchObject([{ attemptCount: 1 }]);
+  await database.owner.query(retry, ['1 h', true]);
+  expect((await putBack(db.claims, 0)).count).toBe(0);
+  await passes(3_600);
+  expect(await unpark(db.claims, [queue])).toBe(1);
+  expect((await putBack(db.claims, 0)).count).toBe(2);
+  expect(await claimSome()).toHaveLength(2);
+});
+
+test('a look without a time begins a moment ago', async () => {
+  await hold(2);
+  await passes(70);
+  expect((await putBack(db.claims, undefined)).count).toBe(2);
+  await database.owner.query('UPDATE deliveries SET is_leased = true');
+  await passes(10);
+  expect((await putBack(db.claims, undefined)).count).toBe(0);
+});
+
 test('a look goes on after a time, and one from the front finds what lies before it', async () => {
   await hold(2);
   const { nowUs } = await held();
@@ -203,7 +234,7 @@ test('what was handed over to a process that died reaches its endpoint through a
   }
   // As a process leaves it that was killed between the commit and the request, its lease about to end.
   await own.owner.query(
-    "UPDATE deliveries SET run_at = now() + interval '1 s', lease = $1, is_leased = true",
+    "UPDATE deliveries SET run_at = now() + interval '2 s', lease = $1, is_leased = true",
     [lease],
   );
   await using _ = await startTestInstance({ DISPATCH_ROLES: 'worker' }, own);
