@@ -188,7 +188,7 @@ export function patternRegex(pattern: string): string {
 export const requeue = (dueAt: ReturnType<typeof sql.fragment>) => sql.fragment`INSERT INTO deliveries AS q
     (tenant_id, id, subscription_id, run_at, round_at, attempt_count, retry_base, order_key, order_seq)
   SELECT tenant_id, id, subscription_id, ${dueAt}, ${dueAt}, attempt_count, attempt_count, order_key, order_seq FROM moved
-  ON CONFLICT (tenant_id, id) DO UPDATE SET run_at = excluded.run_at, round_at = excluded.round_at, is_leased = false, lease = NULL,
+  ON CONFLICT (tenant_id, id) DO UPDATE SET run_at = excluded.run_at, round_at = excluded.round_at, lease = NULL,
     attempt_count = excluded.attempt_count, retry_base = excluded.retry_base`;
 
 // attempt is a smallint: a delivery that was tried this often is not replayed any more.

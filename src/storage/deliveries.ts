@@ -244,7 +244,7 @@ export async function retryDelivery(
 ): Promise<StoredDelivery> {
   return db.inTenant(tenantId, async (tx) => {
     await tx.query(sql.typeAlias('void')`
-      UPDATE deliveries SET run_at = now(), is_parked = false, is_leased = false
+      UPDATE deliveries SET run_at = now(), is_parked = false
       WHERE tenant_id = ${tenantId} AND id = ${uuidOf(deliveryId)} AND lease IS NULL AND run_at > now()
         AND run_at < 'infinity'`);
     const delivery = await readDelivery(tx, tenantId, deliveryId);

@@ -128,6 +128,21 @@ test('what turns up where no claim looks back to is found by the walk, and claim
   ]);
 });
 
+test('what was put back where no claim looks back to is claimed from the front, without a walk', async () => {
+  const { claimer, stored, claims, accepted, until } = setup([10_000, 20_000], 3);
+  const isDrained = until(() => accepted.length === 2);
+  claimer.poke([queue]);
+  await isDrained;
+  stored.push(10);
+  const isFound = until(() => accepted.length === 3);
+  claimer.found([{ ...queue, dueAtMs: 10, dueInMs: -1 }]);
+  await isFound;
+  expect(claims).toEqual([
+    { after: undefined, brought: [10_000, 20_000] },
+    { after: undefined, brought: [10] },
+  ]);
+});
+
 test('what turns up in front of where the claims have come is claimed, too', async () => {
   const { claimer, stored, claims, accepted, until } = setup([10, 20, 30, 40, 50], 2);
   const done = until(() => {
@@ -201,7 +216,7 @@ test('one that has stepped back and is needed again looks at once at what it lef
   expect(accepted).toEqual([1, 2, 3]);
 });
 
-test('what only it was told of it does not leave: a retry of its own, and what it is said to know', async () => {
+test('what only it was told of it does not leave: a retry of its own, what it is said to know and what it put back', async () => {
   const { claimer, claims, accepted } = setupBack([1, 2, 3, 4], Number.POSITIVE_INFINITY);
   await vi.advanceTimersByTimeAsync(100);
   claimer.later(queue, 200);
@@ -212,9 +227,12 @@ test('what only it was told of it does not leave: a retry of its own, and what i
   claimer.knows(queue);
   await vi.advanceTimersByTimeAsync(10);
   expect(accepted).toEqual([1, 2]);
+  claimer.found([{ ...queue, dueAtMs: 3, dueInMs: -1 }]);
+  await vi.advanceTimersByTimeAsync(10);
+  expect(accepted).toEqual([1, 2, 3]);
   claimer.poke([queue]);
   await vi.advanceTimersByTimeAsync(10);
-  expect(accepted).toEqual([1, 2]);
+  expect(accepted).toEqual([1, 2, 3]);
 });
 
 test('what it takes of what others have is of any queue on any page, not of the first ones again and again', async () => {

@@ -159,8 +159,8 @@ const rulesHold = ({ entries }: World): string[] =>
 
 async function databaseHolds(): Promise<string[]> {
   const { rows } = await database.owner.query<{ line: string }>(
-    `SELECT concat_ws(' ', 'queue', id, CASE WHEN run_at = 'infinity' THEN 'never' WHEN run_at <= now() THEN CASE WHEN is_parked THEN 'parked' WHEN is_leased THEN 'leased' ELSE 'due' END
-        ELSE 'later' END, coalesce(lease::text, '-'), attempt_count, retry_base) AS line FROM deliveries
+    `SELECT concat_ws(' ', 'queue', id, CASE WHEN run_at = 'infinity' THEN 'never' WHEN run_at <= now() THEN CASE WHEN is_parked THEN 'parked' ELSE 'due' END
+        ELSE 'later' END, coalesce(lease::text, '-') || CASE WHEN is_leased AND (lease IS NULL OR run_at <= now()) THEN ' is left' ELSE '' END, attempt_count, retry_base) AS line FROM deliveries
      UNION ALL SELECT concat_ws(' ', 'letter', id, attempt_count) FROM dead_letters
      UNION ALL SELECT concat_ws(' ', 'closed', id, state) FROM closed_deliveries
      UNION ALL SELECT concat_ws(' ', 'attempt', delivery_id, attempt, outcome) FROM attempts`,
