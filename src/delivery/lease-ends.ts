@@ -5,8 +5,9 @@ import { type LeaseEnds, MAX_PUT_BACK } from '../storage/leases.ts';
 import type { QueueHead } from '../storage/walk.ts';
 import { startRounds } from './rounds.ts';
 
-/** At least this long from one look to the next, however leases end; and after a failure. */
+/** At least this long from one look to the next, however leases end. */
 const MIN_MS = 250;
+/** After a failure. */
 const AGAIN_MS = 1_000;
 /** Looks may take this part of the time, but for one in SHORTEST_LEASE_MS; and so may those from the front. */
 const SHARE = 0.05;
@@ -45,7 +46,7 @@ export function startLeaseEnds({ putBack, onBack, onError }: LeaseEndsDeps): Asy
 
   async function lookFromFront(isStopped: () => boolean): Promise<void> {
     const startedAt = performance.now();
-    let leastMs = AGAIN_MS;
+    let leastMs = 0;
     try {
       await look(0, isStopped);
       leastMs = FRONT_EVERY_MS;
