@@ -59,6 +59,34 @@ test('nothing is written where nothing is due soon', async () => {
   await unparker[Symbol.asyncDispose]();
 });
 
+test('walks come less often while nothing comes near, and in time for what does', async () => {
+  const empty = { heads: [], next: undefined };
+  const pages = [
+    [head('far', 3_600_000)],
+    [head('far', 85_000), head('farther', 200_000)],
+    [head('near', 60_000)],
+  ];
+  const { unparker, calls, walks } = setup(
+    [empty, ...pages.map((heads) => ({ heads, next: undefined }))],
+    [],
+  );
+  for (const [afterMs, count] of [
+    [29_999, 1],
+    [1, 2],
+    [29_999, 2],
+    [1, 3],
+    [24_999, 3],
+    [1, 4],
+    [9_999, 4],
+    [1, 5],
+  ] as const) {
+    await vi.advanceTimersByTimeAsync(afterMs);
+    expect(walks()).toBe(count);
+  }
+  expect(calls).toEqual([['near']]);
+  await unparker[Symbol.asyncDispose]();
+});
+
 test('a walk that fails is told of and comes again a second later; after the end none comes', async () => {
   const away = new Error('away');
   const { unparker, errors, walks } = setup([away], []);
