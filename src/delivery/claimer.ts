@@ -127,6 +127,8 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
   const own = new Set<string>();
   /** Queues that somebody said are due since the last claim began. */
   const poked = new Set<string>();
+  /** Of what was put back, since the last claim began. */
+  const back: QueueHead[] = [];
   /** What was claimed stays in front of a queue's index until it is vacuumed, which a long transaction can put off. */
   const reached = new Map<string, Reached>();
   const lineStates = new Map<string, LineState>();
@@ -188,6 +190,8 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
         walkAt = performance.now() + WALK_EVERY_MS; // also when the walk fails: the next try is a second away
         await walkAll();
       }
+      // Not sooner: a claim that was under way may have said since how far it came.
+      for (const head of back.splice(0)) addDue(head);
       const wanted = await nextQueues();
       poked.clear();
       if (wanted.length === 0) {
@@ -402,7 +406,7 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
       for (const head of heads) {
         own.add(keyOf(head));
         addPoked(head);
-        addDue(head);
+        back.push(head);
       }
       start();
     },

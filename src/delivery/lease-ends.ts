@@ -11,16 +11,16 @@ const MIN_MS = 250;
 const AGAIN_MS = 1_000;
 /** Looks may take this part of the time, but for one in SHORTEST_LEASE_MS; and so may those from the front. */
 const SHARE = 0.05;
-/** A look begins this long before the last one: what is committed later than what ended after it lies there. */
+/** A look begins this long before the one before the last: what is committed late lies there, or was being written to. */
 const BACK_US = 5_000_000;
 /**
- * How often one begins at the front: for what took longer than that to commit, or was being written to for as long. It reads all that
- * was recorded and is not vacuumed yet, and so may fail where the others do not.
+ * How often one begins at the front: for what was committed or written to later than that. It reads all that was recorded and is not
+ * vacuumed yet, and so takes long, or fails, where the others do not.
  */
 const FRONT_EVERY_MS = 60_000;
 
 export type LeaseEndsDeps = {
-  /** Puts back up to MAX_PUT_BACK whose leases ended after a time; undefined: a moment ago. */
+  /** Puts back up to MAX_PUT_BACK whose leases ended after a time; undefined: some minutes ago. */
   readonly putBack: (afterUs: number | undefined) => Promise<LeaseEnds>;
   /** Queues that have something due again. */
   readonly onBack: (queues: readonly QueueHead[]) => void;
@@ -28,36 +28,35 @@ export type LeaseEndsDeps = {
 };
 
 /**
- * Runs until it is disposed of, which waits for the statement that is under way. A look comes right after the end of the first
- * lease that the last one saw, and before any that it could not see: each SHORTEST_LEASE_MS.
+ * Runs until it is disposed of, which waits for the statements that are under way. A look comes right after the end of the first
+ * lease that the last one saw, and before any that it could not see: each SHORTEST_LEASE_MS. Those from the front come beside them.
  */
 export function startLeaseEnds({ putBack, onBack, onError }: LeaseEndsDeps): AsyncDisposable {
   let afterUs: number | undefined;
-  let frontAt = Number.NEGATIVE_INFINITY;
+  let lastUs: number | undefined;
 
-  async function round(isStopped: () => boolean): Promise<number> {
-    if (performance.now() >= frontAt) await lookFromFront(isStopped);
+  async function look(isStopped: () => boolean): Promise<number> {
     const startedAt = performance.now();
-    const { nowUs, nextInMs } = await look(afterUs, isStopped);
-    afterUs = nowUs - BACK_US;
+    const { nowUs, nextInMs } = await putAllBack(afterUs, isStopped);
+    afterUs = (lastUs ?? nowUs) - BACK_US; // so each time is looked at twice
+    lastUs = nowUs;
     const leastMs = Math.max(MIN_MS, (performance.now() - startedAt) / SHARE);
     return Math.min(SHORTEST_LEASE_MS, Math.max(leastMs, nextInMs ?? SHORTEST_LEASE_MS));
   }
 
-  async function lookFromFront(isStopped: () => boolean): Promise<void> {
+  async function lookFromFront(isStopped: () => boolean): Promise<number> {
     const startedAt = performance.now();
-    let leastMs = 0;
+    let leastMs = AGAIN_MS;
     try {
-      await look(0, isStopped);
+      await putAllBack(0, isStopped);
       leastMs = FRONT_EVERY_MS;
-    } finally {
-      // Also when it fails: the others go on.
-      const endedAt = performance.now();
-      frontAt = endedAt + Math.max(leastMs, (endedAt - startedAt) / SHARE);
+    } catch (error) {
+      onError(error);
     }
+    return Math.max(leastMs, (performance.now() - startedAt) / SHARE);
   }
 
-  async function look(after: number | undefined, isStopped: () => boolean): Promise<LeaseEnds> {
+  async function putAllBack(after: number | undefined, isStopped: () => boolean): Promise<LeaseEnds> {
     for (;;) {
       const found = await putBack(after);
       if (found.queues.length > 0) onBack(found.queues);
@@ -65,5 +64,10 @@ export function startLeaseEnds({ putBack, onBack, onError }: LeaseEndsDeps): Asy
     }
   }
 
-  return startRounds({ round, againMs: AGAIN_MS, onError });
+  const rounds = [look, lookFromFront].map((round) => startRounds({ round, againMs: AGAIN_MS, onError }));
+  return {
+    async [Symbol.asyncDispose]() {
+      await Promise.all(rounds.map((each) => each[Symbol.asyncDispose]()));
+    },
+  };
 }

@@ -34,7 +34,7 @@ type Row = {
 
 /**
  * Puts up to MAX_PUT_BACK deliveries whose leases have ended after `afterUs` (µs since 1970, on the database's clock; undefined:
- * 15 s ago) back among what is due. What somebody else is writing to is passed over: it is not held up, and another look comes by.
+ * ten minutes ago) back among what is due. What somebody else is writing to is passed over: it is not held up, and another look comes by.
  *
  * What was recorded stays in the index until it is vacuumed. What of that lies between the two times is looked up in the table, so a
  * look does not begin at the front each time; the rest is passed over by its key. An update whose rows are found by their key, as
@@ -45,7 +45,7 @@ export async function putBack(pool: Statements, afterUs: number | undefined): Pr
     name: 'put-back',
     text: `WITH over AS MATERIALIZED (
         SELECT tenant_id, id, subscription_id, run_at FROM deliveries
-        WHERE run_at > coalesce(timestamptz 'epoch' + $1::float8 * interval '1 us', now() - interval '15 s')
+        WHERE run_at > coalesce(timestamptz 'epoch' + $1::float8 * interval '1 us', now() - interval '10 min')
           AND run_at <= now() AND is_leased
         LIMIT ${MAX_PUT_BACK} FOR UPDATE SKIP LOCKED),
       back AS (

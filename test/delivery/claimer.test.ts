@@ -16,7 +16,12 @@ const queue = { tenantId: 'a' as TenantId, subscriptionId: 'sub_1' as Subscripti
 function setup(
   stored: number[],
   room: number,
-  { stepsBack = (): boolean => false, cap = 1_000, mayClaim = (): boolean => true } = {},
+  {
+    stepsBack = (): boolean => false,
+    cap = 1_000,
+    mayClaim = (): boolean => true,
+    onClaimed = (): void => {},
+  } = {},
 ) {
   const claims: { readonly after: number | undefined; readonly brought: number[] }[] = [];
   const accepted: number[] = [];
@@ -47,7 +52,9 @@ function setup(
         throw new Error('the database is away');
       }
       wanted.push(queues.map(({ tenantId, subscriptionId }) => `${tenantId}/${subscriptionId}`));
-      return { deliveries: take(queues[0]!), withoutEvent: [] };
+      const deliveries = take(queues[0]!);
+      onClaimed();
+      return { deliveries, withoutEvent: [] };
     },
     claimLines: async () => nothing,
     claimLeftovers: async () => nothing,
@@ -139,6 +146,28 @@ test('what was put back where no claim looks back to is claimed from the front, 
   await isFound;
   expect(claims).toEqual([
     { after: undefined, brought: [10_000, 20_000] },
+    { after: undefined, brought: [10] },
+  ]);
+});
+
+test('the same while a claim of its queue is under way, which comes further meanwhile', async () => {
+  const head = { ...queue, dueAtMs: 10, dueInMs: -1 };
+  const onClaimed = () => {
+    if (claims.length !== 2) return;
+    stored.push(10);
+    claimer.found([head]);
+  };
+  const { claimer, stored, claims, accepted, until } = setup([10_000], 3, { onClaimed });
+  const isDrained = until(() => accepted.length === 1);
+  claimer.poke([queue]);
+  await isDrained;
+  stored.push(20_000);
+  const isFound = until(() => accepted.length === 3);
+  claimer.poke([queue]);
+  await isFound;
+  expect(claims).toEqual([
+    { after: undefined, brought: [10_000] },
+    { after: 10_000 - LATE_MS, brought: [20_000] },
     { after: undefined, brought: [10] },
   ]);
 });

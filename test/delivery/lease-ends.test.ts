@@ -58,11 +58,11 @@ test('what was put back is told of, and looked for again at once while there may
   await leaseEnds[Symbol.asyncDispose]();
 });
 
-test('a look goes on shortly before the last one, and each minute one begins at the front', async () => {
+test('a look goes on shortly before the one before the last, and each minute one begins at the front', async () => {
   const { leaseEnds, fronts, looks } = setup([NOTHING]);
   await vi.advanceTimersByTimeAsync(65_000);
   expect(fronts).toEqual([0, 60_000]);
-  const afterMs = [0, 1, 2, 3, 4, 5].map((i) => i * 10_000 - BACK_MS);
+  const afterMs = [0, 0, 1, 2, 3, 4].map((i) => i * 10_000 - BACK_MS);
   expect(looks.map((look) => look.afterMs)).toEqual([undefined, ...afterMs]);
   await leaseEnds[Symbol.asyncDispose]();
 });
@@ -70,11 +70,13 @@ test('a look goes on shortly before the last one, and each minute one begins at 
 test('looks that take long come less often, and those from the front the less', async () => {
   const soon = { ...NOTHING, nextInMs: 1 };
   const { leaseEnds, fronts, times } = setup([soon], NOTHING, { front: 10_000, other: 100 });
-  await vi.advanceTimersByTimeAsync(15_000);
-  expect(times()).toEqual([10_000, 12_100, 14_200]);
+  await vi.advanceTimersByTimeAsync(5_000);
+  expect(times()).toEqual([0, 2_100, 4_200]);
   await vi.advanceTimersByTimeAsync(210_000);
-  expect(fronts).toEqual([0, 211_600]);
-  await leaseEnds[Symbol.asyncDispose]();
+  expect(fronts).toEqual([0, 210_000]);
+  const ended = leaseEnds[Symbol.asyncDispose]();
+  await vi.advanceTimersByTimeAsync(10_000);
+  await ended;
 });
 
 test('a look that fails is told of and comes again a second later from where it was to begin; after the end none comes', async () => {
@@ -92,11 +94,22 @@ test('a look that fails is told of and comes again a second later from where it 
   expect(looks).toHaveLength(3);
 });
 
-test('where the front cannot be looked at in time, the other looks go on', async () => {
+test('where the front cannot be looked at in time, the other looks go on meanwhile and after', async () => {
   const tooLong = new Error('statement timeout');
   const { leaseEnds, fronts, times, errors } = setup([NOTHING], tooLong, { front: 30_000, other: 0 });
   await vi.advanceTimersByTimeAsync(62_000);
   expect([errors, fronts]).toEqual([[tooLong], [0]]);
-  expect(times()).toEqual([31_000, 41_000, 51_000, 61_000]);
+  expect(times()).toEqual([0, 10_000, 20_000, 30_000, 40_000, 50_000, 60_000]);
+  await vi.advanceTimersByTimeAsync(568_000);
+  expect(fronts).toEqual([0, 630_000]);
+  const ended = leaseEnds[Symbol.asyncDispose]();
+  await vi.advanceTimersByTimeAsync(30_000);
+  await ended;
+});
+
+test('a look from the front that fails at once comes again a second later', async () => {
+  const { leaseEnds, fronts } = setup([NOTHING], new Error('away'));
+  await vi.advanceTimersByTimeAsync(2_500);
+  expect(fronts).toEqual([0, 1_000, 2_000]);
   await leaseEnds[Symbol.asyncDispose]();
 });
