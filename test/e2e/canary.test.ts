@@ -92,7 +92,7 @@ test('no canary of one tenant is in a log, a metric, an error or another tenantâ
     );
   await note(own.publish.publish({ event: { ...event, body: { case: 'data', value: { other: 1 } } } }));
   await note(clientsOf(dispatch.httpPort, `${key}x`).events.listEvents({}));
-  const wrongKey = key.slice(0, -7) + (key.endsWith('a') ? 'b' : 'a') + key.slice(-6);
+  const wrongKey = key.slice(0, -7) + (key.at(-7) === 'a' ? 'b' : 'a') + key.slice(-6);
   await note(clientsOf(dispatch.httpPort, wrongKey).events.listEvents({}));
   await note(
     own.subscriptions.createSubscription({
