@@ -1,7 +1,7 @@
-import { afterAll, beforeAll, beforeEach, expect, test } from 'vitest';
-import { encodeId, type SubscriptionId, type TenantId, uuidOf } from '../../src/domain/ids.ts';
+import { expect, test } from 'vitest';
+import { encodeId, uuidOf } from '../../src/domain/ids.ts';
 import { claim } from '../../src/storage/claims.ts';
-import { type Database, openDatabase } from '../../src/storage/database.ts';
+import type { Database } from '../../src/storage/database.ts';
 import { cancelDeliveries } from '../../src/storage/deliveries.ts';
 import { MAX_UNPARK, unpark } from '../../src/storage/parking.ts';
 import { purgeSubscription } from '../../src/storage/purges.ts';
@@ -11,35 +11,16 @@ import { cloneDatabase, type TestDatabase } from '../support/database.ts';
 import { eventually } from '../support/eventually.ts';
 import { storeBacklog } from '../support/fleet.ts';
 import { startTestInstance, type TestInstance } from '../support/instance.ts';
+import { queue, subscriptionId, tenantId, useOneQueue } from '../support/one-queue.ts';
 import { startReceiver } from '../support/receiver.ts';
 
-const tenantId = 'acme' as TenantId;
-const subscriptionId = encodeId('sub', Buffer.alloc(16, 1)) as SubscriptionId;
-const queue = { tenantId, subscriptionId };
 const lease = Buffer.alloc(16, 7);
 const HOUR_S = 3_600;
 let database: TestDatabase;
 let db: Database;
 
-beforeAll(async () => {
-  database = await cloneDatabase();
-  db = await openDatabase(database.url, 4, () => {});
-  await database.owner.query(
-    `INSERT INTO tenants (tenant_id, display_name, metadata, state) VALUES ($1, '', '{}', 'active')`,
-    [tenantId],
-  );
-});
-beforeEach(async () => {
-  await database.owner.query('TRUNCATE deliveries, events, attempts, closed_deliveries, subscriptions');
-  await database.owner.query(
-    `INSERT INTO subscriptions (tenant_id, id, url, event_types, description, headers, attempt_timeout_ms, metadata, state)
-     VALUES ($1, $2, 'http://127.0.0.1/', '{a}', '', '{}', 1000, '{}', 'active')`,
-    [tenantId, uuidOf(subscriptionId)],
-  );
-});
-afterAll(async () => {
-  await db[Symbol.asyncDispose]();
-  await database[Symbol.asyncDispose]();
+useOneQueue((...opened) => {
+  [database, db] = opened;
 });
 
 const backlog = (count: number, dueInSeconds: number) =>
