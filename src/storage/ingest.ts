@@ -92,11 +92,13 @@ export async function ingest(pool: Statements, batch: IngestBatch): Promise<Inge
 
 async function store(pool: Statements, batch: IngestBatch, limited: boolean): Promise<IngestResult[]> {
   const keyed = batch.events.filter((e) => e.event.idempotencyKey !== '').sort(byKey);
-  const deliveries = batch.events.flatMap((e) => e.deliveries);
+  // A tenant's beside each other, in their order: in each index the next row then goes to the page of the last one.
+  const events = [...Map.groupBy(batch.events, (e) => e.event.tenantId).values()].flat();
+  const deliveries = events.flatMap((e) => e.deliveries);
   const values = [
     ...tenantColumns(batch),
-    ...eventColumns(batch.events),
-    ...deliveryColumns(batch.events, deliveries),
+    ...eventColumns(events),
+    ...deliveryColumns(events, deliveries),
     batch.lease,
     `${batch.leaseMs} ms`,
     batch.slot,
@@ -106,11 +108,9 @@ async function store(pool: Statements, batch: IngestBatch, limited: boolean): Pr
   ];
   const first = values.length + 1;
   const isOrdered =
-    deliveries.some((d) => d.orderKey !== undefined) || batch.events.some((e) => e.event.orderingKey !== '');
+    deliveries.some((d) => d.orderKey !== undefined) || events.some((e) => e.event.orderingKey !== '');
   if (isOrdered) {
-    values.push(
-      textArray(batch.events.map((e) => (e.event.orderingKey === '' ? null : e.event.orderingKey))),
-    );
+    values.push(textArray(events.map((e) => (e.event.orderingKey === '' ? null : e.event.orderingKey))));
     values.push(textArray(deliveries.map((d) => d.orderKey ?? null)));
   }
   const name = `ingest${limited ? '-limited' : ''}${keyed.length === 0 ? '' : '-keyed'}${isOrdered ? '-ordered' : ''}`;

@@ -50,9 +50,9 @@ const subId = (bytes: Buffer) => encodeId('sub', bytes) as SubscriptionId;
 function event(
   tenantId: TenantId,
   subscriptions: readonly Buffer[],
-  more: Partial<NewEvent> & { owned?: boolean } = {},
+  more: Partial<NewEvent> & { owned?: boolean; orderKey?: string } = {},
 ): IngestEvent {
-  const { owned = false, ...fields } = more;
+  const { owned = false, orderKey, ...fields } = more;
   const eventId = ids.eventBytes();
   return {
     eventId,
@@ -73,7 +73,7 @@ function event(
       deliveryId: deliveryIdOf(eventId, i + 1),
       subscriptionId,
       owned,
-      orderKey: undefined,
+      orderKey,
     })),
   };
 }
@@ -117,6 +117,35 @@ const claimAll = (
   );
 
 describe('ingest', () => {
+  test('stores a tenant’s rows beside each other and its lines in the order of the batch, however tenants are mixed', async () => {
+    const tenants = ['a', 'b', 'mixed-1', 'mixed-2', 'mixed-3'] as TenantId[]; // of five, two are in one of four leaves
+    const s = newSubscription();
+    await database.owner.query(
+      `INSERT INTO tenants (tenant_id, display_name, metadata, state, config_version)
+       SELECT id, '', '{}', 'active', 1 FROM unnest($1::text[]) AS id WHERE id LIKE 'mixed-%'`,
+      [tenants],
+    );
+    const mixed = Array.from({ length: 6 }, (_, i) =>
+      tenants.map((t) => event(t, [s], { type: `order.n${i}`, orderKey: 'line' })),
+    ).flat();
+    expect(await store(mixed)).toEqual(mixed.map(() => ({ kind: 'stored' })));
+    for (const table of ['events', 'deliveries']) {
+      const { rows } = await database.owner.query(
+        `SELECT tableoid::regclass::text AS leaf, tenant_id FROM ${table} ORDER BY tableoid, ctid`,
+      );
+      const changes = rows.filter((row, i) => row.tenant_id !== rows[i - 1]?.tenant_id);
+      expect(changes, table).toHaveLength(tenants.length);
+      expect(new Set(rows.map((row) => row.leaf)).size, table).toBeLessThan(tenants.length);
+    }
+    const { rows: lines } = await database.owner.query(
+      `SELECT d.tenant_id, string_agg(e.type, ' ' ORDER BY d.order_seq) AS types FROM deliveries d
+       JOIN events e ON e.tenant_id = d.tenant_id AND e.id = overlay(d.id::text PLACING '000000' FROM 31)::uuid GROUP BY 1`,
+    );
+    const types = 'order.n0 order.n1 order.n2 order.n3 order.n4 order.n5';
+    expect(lines).toHaveLength(tenants.length);
+    expect(lines).toEqual(lines.map(({ tenant_id }) => ({ tenant_id, types })));
+  });
+
   test('stores events of several tenants with their deliveries in one statement', async () => {
     const s = newSubscription();
     expect(await store([event(a, [s]), event(b, [s, newSubscription()]), event(a, [])])).toEqual([
