@@ -81,7 +81,7 @@ test.each([
       await eventually(() => {
         const kept = bytesNow() - before;
         if (kept > (CALLS * BYTES) / 10) throw new Error(`${kept} bytes are kept`);
-      });
+      }, 2_000);
     } finally {
       holding.disable();
       await server.close(1_000);
