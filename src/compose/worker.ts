@@ -106,8 +106,7 @@ export function startWorker(
   });
   stack.use(
     startUnparker({
-      walk: createWalk(db.claims, 'parked'),
-      unpark: (queues) => unpark(db.claims, queues),
+      unpark: (after) => unpark(db.claims, after),
       onError: (error) =>
         log.warn({ error: String(error) }, 'parked deliveries were not looked at; trying again'),
     }),

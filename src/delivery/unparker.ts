@@ -1,50 +1,63 @@
-// Takes parked deliveries out before they are due: every ten to thirty seconds a walk over the queues that hold some, and for
-// each whose first comes near as many updates as it takes. Each worker does so, whatever the others do: what one is taking out
-// is passed over by the next.
-import type { QueueKey } from '../storage/claims.ts';
-import { MAX_UNPARK, UNPARK_AHEAD_MS } from '../storage/parking.ts';
-import type { Walk, WalkPosition } from '../storage/walk.ts';
+// Takes parked deliveries out before they are due: every fifteen seconds a look along what is parked, by time. Each worker does so,
+// whatever the others do: what one is taking out is passed over by the next.
+import { type ParkedPosition, parkedFrom, UNPARK_AHEAD_MS, type Unparked } from '../storage/parking.ts';
 import { startRounds } from './rounds.ts';
 
-const EVERY_MS = 10_000;
-/** While nothing that is parked comes near. What is parked meanwhile is due in two minutes or more: that is seen in time. */
-const SELDOM_MS = 30_000;
-/** After a failure. The time that is left before the first are late is six rounds. */
+const EVERY_MS = 15_000;
+/** After a failure. The time that is left before the first are late is three rounds. */
 const AGAIN_MS = 1_000;
-const PAGE = 500;
+/** A look begins this long before where the last one came to: so each time is looked at twice, as what is being written to is passed over. */
+const BACK_MS = 30_000;
+/** How often one begins at the front instead: for what was parked too late to be seen, or by a clock that went wrong. */
+const FRONT_EVERY_MS = 60_000;
+/** Most of the time that those may take: they read all that was taken out and is not vacuumed yet, and may fail where the others do not. */
+const FRONT_SHARE = 0.05;
 
 export type UnparkerDeps = {
-  /** Over the queues with parked deliveries. */
-  readonly walk: Walk;
-  /** Takes up to MAX_UNPARK of these queues out; returns how many. */
-  readonly unpark: (queues: readonly QueueKey[]) => Promise<number>;
+  /** Takes out up to so many from a position on; undefined: some minutes ago. */
+  readonly unpark: (after: ParkedPosition | undefined) => Promise<Unparked>;
   readonly onError: (error: unknown) => void;
 };
 
 /** Runs until it is disposed of, which waits for the statement that is under way. */
-export function startUnparker({ walk, unpark, onError }: UnparkerDeps): AsyncDisposable {
+export function startUnparker({ unpark, onError }: UnparkerDeps): AsyncDisposable {
+  let from: ParkedPosition | undefined;
+  let frontAtMs = 0;
+
   async function round(isStopped: () => boolean): Promise<number> {
-    let position: WalkPosition | undefined;
-    let firstInMs = Number.POSITIVE_INFINITY;
-    do {
-      const { heads, next } = await walk(position, PAGE);
-      const near = heads.filter(({ dueInMs }) => dueInMs <= UNPARK_AHEAD_MS);
-      if (near.length > 0) await takeOut(near, isStopped);
-      for (const { dueInMs } of heads) firstInMs = Math.min(firstInMs, dueInMs);
-      position = next;
-    } while (position !== undefined && !isStopped());
-    return Math.min(SELDOM_MS, Math.max(EVERY_MS, firstInMs - UNPARK_AHEAD_MS));
+    const isFront = performance.now() >= frontAtMs;
+    const nowUs = isFront ? await takeOutFromFront(isStopped) : await takeOut(from, isStopped);
+    from = parkedFrom(nowUs + (UNPARK_AHEAD_MS - BACK_MS) * 1000);
+    return EVERY_MS;
   }
 
-  /** In half of the time, so that a million that are due together leave the other half to what is due now. */
-  async function takeOut(queues: readonly QueueKey[], isStopped: () => boolean): Promise<void> {
-    for (;;) {
-      const startedAt = performance.now();
-      const count = await unpark(queues);
-      if (count < MAX_UNPARK || isStopped()) return;
-      const tookMs = performance.now() - startedAt;
-      await new Promise((done) => setTimeout(done, tookMs));
+  async function takeOutFromFront(isStopped: () => boolean): Promise<number> {
+    const startedAtMs = performance.now();
+    let leastMs = 0;
+    try {
+      const nowUs = await takeOut(parkedFrom(0), isStopped);
+      leastMs = FRONT_EVERY_MS;
+      return nowUs;
+    } finally {
+      const endedAtMs = performance.now();
+      frontAtMs = endedAtMs + Math.max(leastMs, (endedAtMs - startedAtMs) / FRONT_SHARE);
     }
+  }
+
+  /**
+   * Whatever comes near. In half of the time, so that a million that are due together leave the other half to what is due now.
+   * Returns when the first statement began.
+   */
+  async function takeOut(after: ParkedPosition | undefined, isStopped: () => boolean): Promise<number> {
+    let startedAtMs = performance.now();
+    let { next, nowUs } = await unpark(after);
+    while (next !== undefined && !isStopped()) {
+      const tookMs = performance.now() - startedAtMs;
+      await new Promise((done) => setTimeout(done, tookMs));
+      startedAtMs = performance.now();
+      ({ next } = await unpark(next));
+    }
+    return nowUs;
   }
 
   return startRounds({ round, againMs: AGAIN_MS, onError });

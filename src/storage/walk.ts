@@ -28,22 +28,21 @@ const START: WalkPosition = {
 };
 
 /**
- * Walks the queues leaf by leaf, each in the order of its keys: a loose index scan over deliveries_due or
- * deliveries_parked, which costs one descent for each queue, however long it is. Over the parent table every step would
+ * Walks the queues leaf by leaf, each in the order of its keys: a loose index scan over deliveries_due, which costs
+ * one descent for each queue, however long it is. Over the parent table every step would
  * descend into every leaf, as only a tenant's id says which of them it is in.
  */
-export function createWalk(pool: Statements, over: 'due' | 'parked' = 'due'): Walk {
+export function createWalk(pool: Statements): Walk {
   let text: string | undefined;
-  const inIndex = over === 'due' ? IN_DUE : 'is_parked';
   return async (from = START, limit) => {
-    text ??= textFor(await countLeaves(pool), inIndex);
+    text ??= textFor(await countLeaves(pool));
     const { rows } = await pool.query<{
       leaf: number;
       tenant_id: string;
       subscription_id: string;
       due_at_ms: number;
       due_in_ms: number;
-    }>({ name: `walk-${over}`, text, values: [from.leaf, from.tenantId, from.subscriptionUuid, limit] });
+    }>({ name: 'walk-due', text, values: [from.leaf, from.tenantId, from.subscriptionUuid, limit] });
     const heads = rows.map((row) => ({
       tenantId: row.tenant_id as TenantId,
       subscriptionId: idFromUuid('sub', row.subscription_id) as SubscriptionId,
@@ -68,7 +67,7 @@ async function countLeaves(pool: Statements): Promise<number> {
   return rows[0]!.count;
 }
 
-function textFor(leafCount: number, inIndex: string): string {
+function textFor(leafCount: number): string {
   const leaves = Array.from({ length: leafCount }, (_, leaf) => leaf);
   const walks = leaves.map((leaf) => {
     const table = hashLeaf('deliveries', leaf);
@@ -76,11 +75,11 @@ function textFor(leafCount: number, inIndex: string): string {
       CASE $1::int4 WHEN ${leaf} THEN $3::uuid ELSE '${START.subscriptionUuid}'::uuid END`;
     return `walk_${leaf} AS (
       (SELECT tenant_id, subscription_id, run_at FROM ${table}
-        WHERE (tenant_id, subscription_id) > (${from}) AND ${inIndex} ORDER BY tenant_id, subscription_id, run_at LIMIT 1)
+        WHERE (tenant_id, subscription_id) > (${from}) AND ${IN_DUE} ORDER BY tenant_id, subscription_id, run_at LIMIT 1)
       UNION ALL
       SELECT n.* FROM walk_${leaf} w CROSS JOIN LATERAL (
         SELECT d.tenant_id, d.subscription_id, d.run_at FROM ${table} d
-        WHERE (d.tenant_id, d.subscription_id) > (w.tenant_id, w.subscription_id) AND ${inIndex}
+        WHERE (d.tenant_id, d.subscription_id) > (w.tenant_id, w.subscription_id) AND ${IN_DUE}
         ORDER BY d.tenant_id, d.subscription_id, d.run_at LIMIT 1) n)`;
   });
   // Leaves before the position cost nothing, and those after it only what is asked for: a CTE is walked as far as it is read.

@@ -1,98 +1,104 @@
 import { afterEach, expect, test, vi } from 'vitest';
 import { startUnparker } from '../../src/delivery/unparker.ts';
-import type { SubscriptionId, TenantId } from '../../src/domain/ids.ts';
-import type { QueueKey } from '../../src/storage/claims.ts';
-import { MAX_UNPARK } from '../../src/storage/parking.ts';
-import type { QueueHead, WalkPage } from '../../src/storage/walk.ts';
+import { type ParkedPosition, parkedFrom, type Unparked } from '../../src/storage/parking.ts';
 
 afterEach(() => void vi.useRealTimers());
 
-const head = (subscriptionId: string, dueInMs: number): QueueHead => ({
-  tenantId: 'acme' as TenantId,
-  subscriptionId: subscriptionId as SubscriptionId,
-  dueAtMs: 0,
-  dueInMs,
-});
+const EVERY_MS = 15_000;
+/** Where looks begin that go on: half a minute from the last, so half a minute before where it came to. */
+const ON_MS = 30_000;
+const NOTHING = { count: 0, next: undefined };
+type Look = Omit<Unparked, 'nowUs'> | Error;
 
-/** One whose walks give `pages`, one after the other and from the first again, and whose calls give `counts`. */
-function setup(pages: readonly (WalkPage | Error)[], counts: readonly number[]) {
-  vi.useFakeTimers();
-  const calls: string[][] = [];
+/** One whose looks find `found`, one after the other and the last from then on; those from the front take some time. */
+function setup(found: readonly Look[], frontMs = 0) {
+  vi.useFakeTimers({ now: 0 });
+  const looks: { atMs: number; after: ParkedPosition | undefined }[] = [];
   const errors: unknown[] = [];
-  let walks = 0;
   const unparker = startUnparker({
-    walk: async () => {
-      const page = pages[walks++ % pages.length]!;
-      if (page instanceof Error) throw page;
-      return page;
-    },
-    unpark: async (queues: readonly QueueKey[]) => {
-      calls.push(queues.map(({ subscriptionId }) => subscriptionId));
-      return counts[calls.length - 1] ?? 0;
+    async unpark(after) {
+      const next = found[Math.min(looks.length, found.length - 1)]!;
+      const nowUs = Date.now() * 1000;
+      looks.push({ atMs: Date.now(), after });
+      if (isFront(after) && frontMs > 0) await new Promise((done) => setTimeout(done, frontMs));
+      if (next instanceof Error) throw next;
+      return { ...next, nowUs };
     },
     onError: (error) => errors.push(error),
   });
-  return { unparker, calls, errors, walks: () => walks };
+  const fronts = () => looks.filter(({ after }) => isFront(after)).map(({ atMs }) => atMs);
+  return { unparker, looks, errors, fronts, times: () => looks.map(({ atMs }) => atMs) };
 }
 
-const position = { leaf: 0, tenantId: 'acme', subscriptionUuid: '' };
+const isFront = (after: ParkedPosition | undefined) => after?.atUs === 0;
 
-test('queues whose first is due within a minute are taken from until there is no more, on every page', async () => {
-  const pages = [
-    { heads: [head('near', 59_000), head('far', 61_000), head('late', -5)], next: position },
-    { heads: [head('last', 0)], next: undefined },
-  ];
-  const { unparker, calls, walks } = setup(pages, [MAX_UNPARK, MAX_UNPARK, 17]);
-  await vi.advanceTimersByTimeAsync(100);
-  expect(calls).toEqual([['near', 'late'], ['near', 'late'], ['near', 'late'], ['last']]);
-  await vi.advanceTimersByTimeAsync(9_000);
-  expect(walks()).toBe(2);
-  await vi.advanceTimersByTimeAsync(1_000);
-  expect(walks()).toBe(4);
-  await unparker[Symbol.asyncDispose]();
-});
-
-test('nothing is written where nothing is due soon', async () => {
-  const { unparker, calls, walks } = setup([{ heads: [head('far', 60_001)], next: undefined }], []);
-  await vi.advanceTimersByTimeAsync(25_000);
-  expect([walks(), calls]).toEqual([3, []]);
-  await unparker[Symbol.asyncDispose]();
-});
-
-test('walks come less often while nothing comes near, and in time for what does', async () => {
-  const empty = { heads: [], next: undefined };
-  const pages = [
-    [head('far', 3_600_000)],
-    [head('far', 85_000), head('farther', 200_000)],
-    [head('near', 60_000)],
-  ];
-  const { unparker, calls, walks } = setup(
-    [empty, ...pages.map((heads) => ({ heads, next: undefined }))],
-    [],
+test('a look comes every fifteen seconds, begins well before where the last one came to, and each minute at the front', async () => {
+  const { unparker, looks, fronts } = setup([NOTHING]);
+  await vi.advanceTimersByTimeAsync(5 * EVERY_MS);
+  expect(fronts()).toEqual([0, 60_000]);
+  expect(looks).toEqual(
+    [0, 1, 2, 3, 4, 5].map((i) => ({
+      atMs: i * EVERY_MS,
+      after: parkedFrom(i % 4 === 0 ? 0 : ((i - 1) * EVERY_MS + ON_MS) * 1000),
+    })),
   );
-  for (const [afterMs, count] of [
-    [29_999, 1],
-    [1, 2],
-    [29_999, 2],
-    [1, 3],
-    [24_999, 3],
-    [1, 4],
-    [9_999, 4],
-    [1, 5],
-  ] as const) {
-    await vi.advanceTimersByTimeAsync(afterMs);
-    expect(walks()).toBe(count);
-  }
-  expect(calls).toEqual([['near']]);
   await unparker[Symbol.asyncDispose]();
 });
 
-test('a walk that fails is told of and comes again a second later; after the end none comes', async () => {
-  const away = new Error('away');
-  const { unparker, errors, walks } = setup([away], []);
-  await vi.advanceTimersByTimeAsync(1_500);
-  expect(errors).toEqual([away, away]);
+test('while there is more it is taken out from where the last call ended, in half of the time', async () => {
+  const next = { atUs: 7, uuid: '00000000-0000-7000-8000-000000000001' };
+  const { unparker, looks } = setup([{ count: 5_000, next }, NOTHING], 400);
+  await vi.advanceTimersByTimeAsync(799);
+  expect(looks).toHaveLength(1);
+  await vi.advanceTimersByTimeAsync(1);
+  expect(looks).toEqual([
+    { atMs: 0, after: parkedFrom(0) },
+    { atMs: 800, after: next },
+  ]);
+  await vi.advanceTimersByTimeAsync(EVERY_MS);
+  // From when the first call of the round began: what is committed since lies behind.
+  expect(looks[2]).toEqual({ atMs: 15_800, after: parkedFrom(ON_MS * 1000) });
   await unparker[Symbol.asyncDispose]();
-  await vi.advanceTimersByTimeAsync(20_000);
-  expect(walks()).toBe(2);
+});
+
+test('none begins while the last one is under way, and none follows after the end', async () => {
+  const next = { atUs: 7, uuid: '00000000-0000-7000-8000-000000000001' };
+  const { unparker, looks } = setup([{ count: 5_000, next }], 40_000);
+  await vi.advanceTimersByTimeAsync(39_000);
+  const ended = unparker[Symbol.asyncDispose]();
+  await vi.advanceTimersByTimeAsync(200_000);
+  await ended;
+  expect(looks).toHaveLength(1);
+});
+
+test('a look that fails is told of and comes again a second later from where it was to begin', async () => {
+  const away = new Error('away');
+  const { unparker, looks, errors } = setup([away, NOTHING, away, NOTHING]);
+  await vi.advanceTimersByTimeAsync(EVERY_MS + 2_000);
+  expect(errors).toEqual([away, away]);
+  const on = parkedFrom((1_000 + ON_MS) * 1000);
+  expect(looks).toEqual([
+    { atMs: 0, after: parkedFrom(0) },
+    { atMs: 1_000, after: parkedFrom(0) },
+    { atMs: 16_000, after: on },
+    { atMs: 17_000, after: on },
+  ]);
+  await unparker[Symbol.asyncDispose]();
+});
+
+test('where the front cannot be looked at in time, looks go on from ten minutes ago and after, and it is tried seldom', async () => {
+  const tooLong = new Error('statement timeout');
+  const { unparker, looks, errors, fronts } = setup([tooLong, NOTHING], 30_000);
+  await vi.advanceTimersByTimeAsync(46_000);
+  expect(errors).toEqual([tooLong]);
+  expect(looks).toEqual([
+    { atMs: 0, after: parkedFrom(0) },
+    { atMs: 31_000, after: undefined },
+    { atMs: 46_000, after: parkedFrom((31_000 + ON_MS) * 1000) },
+  ]);
+  await vi.advanceTimersByTimeAsync(600_000);
+  expect(fronts()).toEqual([0, 631_000]);
+  const ended = unparker[Symbol.asyncDispose]();
+  await vi.advanceTimersByTimeAsync(30_000);
+  await ended;
 });

@@ -1,5 +1,4 @@
 import { randomBytes } from 'node:crypto';
-import pg from 'pg';
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import type { NewEvent } from '../../src/domain/event.ts';
 import {
@@ -16,6 +15,7 @@ import { putBack } from '../../src/storage/leases.ts';
 import { type DeliveryRecord, writeRecords } from '../../src/storage/records.ts';
 import { createWalk, type QueueHead, type WalkPosition } from '../../src/storage/walk.ts';
 import { cloneDatabase, type TestDatabase } from '../support/database.ts';
+import { explaining, openReader } from '../support/plans.ts';
 
 let database: TestDatabase;
 let db: Database;
@@ -549,24 +549,3 @@ test('a look for leases that ended reads nothing of what was recorded before it 
   expect(read, plan).toBeGreaterThan(0);
   expect(read, plan).toBeLessThan(300); // all that was recorded has some 700 pages in the table
 });
-
-/** A session with a snapshot that it keeps. */
-async function openReader(url: string) {
-  const client = new pg.Client({ connectionString: url });
-  await client.connect();
-  await client.query('BEGIN ISOLATION LEVEL REPEATABLE READ');
-  await client.query('SELECT FROM tenants');
-  return { [Symbol.asyncDispose]: () => client.end() };
-}
-
-/** A pool that keeps the plans of what runs in it, by name; with `ANALYZE` it has run by then, and runs a second time. */
-function explaining(of: Database['claims'], options = 'COSTS') {
-  const plans = new Map<string, string>();
-  const query = async (statement: { name: string; text: string; values: unknown[] }) => {
-    const { name, text, values } = statement;
-    const { rows } = await of.query(`EXPLAIN (${options}) ${text}`, values);
-    plans.set(name, rows.map((row) => row['QUERY PLAN']).join('\n'));
-    return of.query(statement);
-  };
-  return { pool: { query } as unknown as typeof of, plans };
-}

@@ -30,7 +30,7 @@ import { discardDeadLetters, replayDeadLetter } from '../../src/storage/dead-let
 import { cancelDelivery, getDelivery, retryDelivery } from '../../src/storage/deliveries.ts';
 import { type IngestEvent, ingest } from '../../src/storage/ingest.ts';
 import { putBack } from '../../src/storage/leases.ts';
-import { unpark } from '../../src/storage/parking.ts';
+import { parkedFrom, unpark } from '../../src/storage/parking.ts';
 import { type AttemptRecord, type DeliveryRecord, writeRecords } from '../../src/storage/records.ts';
 import { cloneDatabase, type TestDatabase } from '../support/database.ts';
 import { scaled } from '../support/scale.ts';
@@ -322,7 +322,7 @@ async function timePasses(world: World, n: number): Promise<void> {
   );
   if (entry === undefined) return;
   await database.owner.query('UPDATE deliveries SET run_at = now() WHERE id = $1', [uuidOf(entry.id)]);
-  await unpark(db.claims, [queueOf(plain), queueOf(ordered)]); // as workers do meanwhile
+  await unpark(db.claims, parkedFrom(0)); // as workers do meanwhile
   entry.row = { ...entry.row!, runAtMs: 0 };
 }
 

@@ -6,7 +6,7 @@ import { claim, claimLeftovers, claimLines } from '../../src/storage/claims.ts';
 import type { Database } from '../../src/storage/database.ts';
 import { cancelDeliveries } from '../../src/storage/deliveries.ts';
 import { MAX_PUT_BACK, putBack } from '../../src/storage/leases.ts';
-import { unpark } from '../../src/storage/parking.ts';
+import { parkedFrom, unpark } from '../../src/storage/parking.ts';
 import { purgeSubscription } from '../../src/storage/purges.ts';
 import { type DeliveryRecord, writeRecords } from '../../src/storage/records.ts';
 import { createWalk, type QueueHead } from '../../src/storage/walk.ts';
@@ -155,7 +155,7 @@ test('what the version before makes due again of a lease of this one is put back
   await database.owner.query(retry, ['1 h', true]);
   expect((await putBack(db.claims, 0)).count).toBe(0);
   await passes(3_600);
-  expect(await unpark(db.claims, [queue])).toBe(1);
+  expect((await unpark(db.claims, parkedFrom(0))).count).toBe(1);
   expect((await putBack(db.claims, 0)).count).toBe(2);
   expect(await claimSome()).toHaveLength(2);
 });

@@ -3,7 +3,7 @@ import { encodeId, uuidOf } from '../../src/domain/ids.ts';
 import { claim } from '../../src/storage/claims.ts';
 import type { Database } from '../../src/storage/database.ts';
 import { cancelDeliveries } from '../../src/storage/deliveries.ts';
-import { MAX_UNPARK, unpark } from '../../src/storage/parking.ts';
+import { MAX_UNPARK, type ParkedPosition, parkedFrom, unpark } from '../../src/storage/parking.ts';
 import { purgeSubscription } from '../../src/storage/purges.ts';
 import { type DeliveryRecord, writeRecords } from '../../src/storage/records.ts';
 import { createWalk } from '../../src/storage/walk.ts';
@@ -12,6 +12,7 @@ import { eventually } from '../support/eventually.ts';
 import { storeBacklog } from '../support/fleet.ts';
 import { startTestInstance, type TestInstance } from '../support/instance.ts';
 import { queue, subscriptionId, tenantId, useOneQueue } from '../support/one-queue.ts';
+import { explaining, openReader } from '../support/plans.ts';
 import { startReceiver } from '../support/receiver.ts';
 
 const lease = Buffer.alloc(16, 7);
@@ -34,7 +35,8 @@ async function counts(): Promise<{ all: number; parked: number }> {
   return rows[0];
 }
 
-const headsOver = async (over: 'due' | 'parked') => (await createWalk(db.claims, over)(undefined, 10)).heads;
+const walked = async () => (await createWalk(db.claims)(undefined, 10)).heads;
+const fromFront = () => unpark(db.claims, parkedFrom(0));
 const claimSome = async () =>
   (await claim(db.claims, [{ ...queue, room: 10, after: undefined }], lease, 60_000, 0)).deliveries;
 
@@ -44,15 +46,14 @@ const passes = (seconds: number) =>
 
 test('what is due in an hour is in no way of claims and of their walk, and comes back a minute before its time', async () => {
   await backlog(3, HOUR_S);
-  expect(await headsOver('due')).toEqual([]);
-  expect(await headsOver('parked')).toMatchObject([queue]);
-  expect(await unpark(db.claims, [queue])).toBe(0);
+  expect(await walked()).toEqual([]);
+  expect(await fromFront()).toMatchObject({ count: 0, next: undefined });
   await passes(HOUR_S - 70);
-  expect(await unpark(db.claims, [queue])).toBe(0);
+  expect((await fromFront()).count).toBe(0);
   await passes(20);
-  expect(await unpark(db.claims, [queue])).toBe(3);
-  expect(await headsOver('parked')).toEqual([]);
-  expect(await headsOver('due')).toMatchObject([queue]);
+  expect(await fromFront()).toMatchObject({ count: 3, next: undefined });
+  expect(await counts()).toEqual({ all: 3, parked: 0 });
+  expect(await walked()).toMatchObject([queue]);
   expect(await claimSome()).toEqual([]);
   await passes(60);
   expect(await claimSome()).toHaveLength(3);
@@ -80,24 +81,78 @@ test('a retry and what is given back are parked if they are due much later, and 
   expect(await counts()).toEqual({ all: 4, parked: 2 });
   await passes(HOUR_S);
   expect(await claimSome()).toHaveLength(2);
-  expect(await unpark(db.claims, [queue])).toBe(2);
+  expect((await fromFront()).count).toBe(2);
   expect(await claimSome()).toHaveLength(2);
 });
 
-test('one call takes out the first that are due, and two at once take out each once', async () => {
+test('one call takes out the first that are due, of whatever tenant, and the next goes on where it ended', async () => {
   await backlog(MAX_UNPARK + 2_000, HOUR_S);
+  const { owner } = database;
+  await owner.query("UPDATE deliveries SET tenant_id = 'other' WHERE get_byte(uuid_send(id), 12) % 2 = 0");
+  await passes(HOUR_S); // all are due at the same time but for two
+  const [last, lastButOne] = (await owner.query('SELECT id FROM deliveries ORDER BY id DESC LIMIT 2')).rows;
+  await owner.query("UPDATE deliveries SET run_at = now() + interval '2 s' WHERE id = $1", [last.id]);
+  await owner.query("UPDATE deliveries SET run_at = now() + interval '1 s' WHERE id = $1", [lastButOne.id]);
+  const parked = async () =>
+    (await owner.query('SELECT id FROM deliveries WHERE is_parked ORDER BY id')).rows;
+  const ids = (await parked()).map(({ id }) => id);
+  const first = await fromFront();
+  expect([first.count, (await parked()).map(({ id }) => id)]).toEqual([MAX_UNPARK, ids.slice(MAX_UNPARK)]);
+  expect(first.next?.uuid).toBe(ids[MAX_UNPARK - 1]);
+  // What lies before the place is not looked at: a look goes on also among what is due at the same microsecond.
+  await owner.query('UPDATE deliveries SET is_parked = true');
+  expect(await unpark(db.claims, first.next)).toMatchObject({ count: 2_000, next: undefined });
+  expect((await parked()).map(({ id }) => id)).toEqual(ids.slice(0, MAX_UNPARK));
+});
+
+test('two calls at once take out each once, and what is being written to is passed over', async () => {
+  await backlog(2_000, HOUR_S);
   await passes(HOUR_S);
-  await database.owner.query(
-    'UPDATE deliveries SET run_at = now() WHERE id = (SELECT id FROM deliveries ORDER BY id DESC LIMIT 1)',
+  const { owner } = database;
+  await owner.query('BEGIN');
+  await owner.query('SELECT FROM deliveries ORDER BY id LIMIT 1 FOR UPDATE');
+  const both = await Promise.all([fromFront(), fromFront()]);
+  expect(both[0].count + both[1].count).toBe(1_999);
+  await owner.query('COMMIT');
+  expect((await fromFront()).count).toBe(1);
+  expect(await counts()).toEqual({ all: 2_000, parked: 0 });
+});
+
+test('a look goes on after a time, and one without a time begins ten minutes ago', async () => {
+  await backlog(2, HOUR_S);
+  await passes(HOUR_S + 650);
+  const { nowUs, ...found } = await unpark(db.claims, undefined);
+  expect(found).toEqual({ count: 0, next: undefined });
+  expect((await unpark(db.claims, parkedFrom(nowUs - 640_000_000))).count).toBe(0);
+  expect((await unpark(db.claims, parkedFrom(nowUs - 660_000_000))).count).toBe(2);
+  await database.owner.query('UPDATE deliveries SET is_parked = true');
+  await passes(-100);
+  const later = await unpark(db.claims, undefined);
+  expect(later.count).toBe(2);
+  expect(later.nowUs).toBeGreaterThan(nowUs);
+});
+
+test('a look that goes on reads nothing of what was taken out in front of it and is not vacuumed', async () => {
+  const { owner, url } = database;
+  await using _ = await openReader(url); // from here on nothing is forgotten
+  await owner.query(
+    `INSERT INTO deliveries (tenant_id, id, subscription_id, run_at, is_parked)
+      SELECT $1, gen_random_uuid(), $2, now() - i * interval '1 ms', true FROM generate_series(1, 20000) AS i`,
+    [tenantId, uuidOf(subscriptionId)],
   );
-  expect(await unpark(db.claims, [queue])).toBe(MAX_UNPARK);
-  const { rows } = await database.owner.query(
-    'SELECT is_parked FROM deliveries WHERE id = (SELECT id FROM deliveries ORDER BY id DESC LIMIT 1)',
-  );
-  expect(rows).toEqual([{ is_parked: true }]);
-  const both = await Promise.all([unpark(db.claims, [queue]), unpark(db.claims, [queue])]);
-  expect(both[0] + both[1]).toBe(2_000);
-  expect(await counts()).toEqual({ all: MAX_UNPARK + 2_000, parked: 0 });
+  let found = await fromFront();
+  while (found.next !== undefined) found = await unpark(db.claims, found.next);
+  await backlog(1, HOUR_S);
+  await owner.query("UPDATE deliveries SET run_at = now() + interval '30 s' WHERE is_parked");
+  const pagesOf = async (after: ParkedPosition) => {
+    const looking = explaining(db.claims, 'ANALYZE, BUFFERS, TIMING OFF');
+    await unpark(looking.pool, after);
+    const plan = looking.plans.get('unpark')!;
+    expect(plan).not.toMatch(/Seq Scan/);
+    return Number(/Buffers: shared hit=(\d+)/.exec(plan)?.[1]); // of the first line: of all that reads
+  };
+  expect(await pagesOf(parkedFrom(found.nowUs))).toBeLessThan(50);
+  expect(await pagesOf(parkedFrom(0))).toBeGreaterThan(300); // in the index and the table
 });
 
 test('cancelling what waits for a subscription, and removing a deleted one, reaches what is parked', async () => {
