@@ -64,10 +64,5 @@ export function startLeaseEnds({ putBack, onBack, onError }: LeaseEndsDeps): Asy
     }
   }
 
-  const rounds = [look, lookFromFront].map((round) => startRounds({ round, againMs: AGAIN_MS, onError }));
-  return {
-    async [Symbol.asyncDispose]() {
-      await Promise.all(rounds.map((each) => each[Symbol.asyncDispose]()));
-    },
-  };
+  return startRounds({ rounds: [look, lookFromFront], againMs: AGAIN_MS, onError });
 }

@@ -1,36 +1,47 @@
-// Work that comes again and again in the background of a worker: one round at a time.
+// Work that comes again and again in the background of a worker.
+
+/** One round; resolves with the ms until the next. It looks at `isStopped` before each step, and ends if so. */
+type Round = (isStopped: () => boolean) => Promise<number>;
 
 export type RoundsDeps = {
-  /** One round; resolves with the ms until the next. It looks at `isStopped` before each step, and ends if so. */
-  readonly round: (isStopped: () => boolean) => Promise<number>;
+  /** Beside each other; of each one round at a time. */
+  readonly rounds: readonly Round[];
   /** ms from a round that failed to the next. */
   readonly againMs: number;
   readonly onError: (error: unknown) => void;
 };
 
 /** Runs at once, and until it is disposed of, which waits for what is under way. */
-export function startRounds({ round, againMs, onError }: RoundsDeps): AsyncDisposable {
+export function startRounds({ rounds, againMs, onError }: RoundsDeps): AsyncDisposable {
+  const started = rounds.map((round) => start(round, againMs, onError));
+  return {
+    async [Symbol.asyncDispose]() {
+      await Promise.all(started.map((end) => end()));
+    },
+  };
+}
+
+/** Returns what ends it. */
+function start(round: Round, againMs: number, onError: (error: unknown) => void): () => Promise<void> {
   let stopped = false;
   let timer: NodeJS.Timeout | undefined;
   let running: Promise<void>;
 
-  function start(): void {
+  function begin(): void {
     running = round(() => stopped)
       .catch((error) => {
         onError(error);
         return againMs;
       })
       .then((delayMs) => {
-        if (!stopped) timer = setTimeout(start, delayMs);
+        if (!stopped) timer = setTimeout(begin, delayMs);
       });
   }
 
-  start();
-  return {
-    async [Symbol.asyncDispose]() {
-      stopped = true;
-      clearTimeout(timer);
-      await running;
-    },
+  begin();
+  return () => {
+    stopped = true;
+    clearTimeout(timer);
+    return running;
   };
 }

@@ -1,64 +1,56 @@
-// Takes parked deliveries out before they are due: every fifteen seconds a look along what is parked, by time. Each worker does so,
+// Takes parked deliveries out before they are due: every twenty seconds a look along what is parked, by time. Each worker does so,
 // whatever the others do: what one is taking out is passed over by the next.
 import { type ParkedPosition, parkedFrom, UNPARK_AHEAD_MS, type Unparked } from '../storage/parking.ts';
 import { startRounds } from './rounds.ts';
 
-const EVERY_MS = 15_000;
-/** After a failure. The time that is left before the first are late is three rounds. */
+/** From the end of a look to the next. */
+const EVERY_MS = 20_000;
+/** After a failure. The time that is left before the first are late is two looks. */
 const AGAIN_MS = 1_000;
-/** A look begins this long before where the last one came to: so each time is looked at twice, as what is being written to is passed over. */
-const BACK_MS = 30_000;
-/** How often one begins at the front instead: for what was parked too late to be seen, or by a clock that went wrong. */
+/** A look begins this long before where the one before the last came to: what was being written to lies there. */
+const BACK_MS = 5_000;
+/** How often one begins at the front: for what was parked too late to be seen, by the clock of its time or by its commit. */
 const FRONT_EVERY_MS = 60_000;
-/** Most of the time that those may take: they read all that was taken out and is not vacuumed yet, and may fail where the others do not. */
+/** Most of the time that those may read what was taken out and is not vacuumed yet. They may fail of it where the others do not. */
 const FRONT_SHARE = 0.05;
 
 export type UnparkerDeps = {
-  /** Takes out up to so many from a position on; undefined: some minutes ago. */
+  /** Takes out up to so many from a position on; undefined: from some minutes ago. */
   readonly unpark: (after: ParkedPosition | undefined) => Promise<Unparked>;
   readonly onError: (error: unknown) => void;
 };
 
-/** Runs until it is disposed of, which waits for the statement that is under way. */
+/** Runs until it is disposed of, which waits for the statements that are under way. Looks from the front come beside the others. */
 export function startUnparker({ unpark, onError }: UnparkerDeps): AsyncDisposable {
   let from: ParkedPosition | undefined;
-  let frontAtMs = 0;
+  let lastUs: number | undefined;
 
-  async function round(isStopped: () => boolean): Promise<number> {
-    const isFront = performance.now() >= frontAtMs;
-    const nowUs = isFront ? await takeOutFromFront(isStopped) : await takeOut(from, isStopped);
-    from = parkedFrom(nowUs + (UNPARK_AHEAD_MS - BACK_MS) * 1000);
+  async function look(isStopped: () => boolean): Promise<number> {
+    const { next, nowUs } = await unpark(from);
+    await takeOut(next, isStopped);
+    from = parkedFrom((lastUs ?? nowUs) + (UNPARK_AHEAD_MS - BACK_MS) * 1000); // so each time is looked at twice
+    lastUs = nowUs;
     return EVERY_MS;
   }
 
-  async function takeOutFromFront(isStopped: () => boolean): Promise<number> {
+  async function lookFromFront(isStopped: () => boolean): Promise<number> {
     const startedAtMs = performance.now();
-    let leastMs = 0;
-    try {
-      const nowUs = await takeOut(parkedFrom(0), isStopped);
-      leastMs = FRONT_EVERY_MS;
-      return nowUs;
-    } finally {
-      const endedAtMs = performance.now();
-      frontAtMs = endedAtMs + Math.max(leastMs, (endedAtMs - startedAtMs) / FRONT_SHARE);
-    }
+    const found = await unpark(parkedFrom(0)).catch((error) => void onError(error));
+    const leastMs = (performance.now() - startedAtMs) / FRONT_SHARE;
+    if (found === undefined) return Math.max(AGAIN_MS, leastMs);
+    await takeOut(found.next, isStopped);
+    return Math.max(FRONT_EVERY_MS, leastMs);
   }
 
-  /**
-   * Whatever comes near. In half of the time, so that a million that are due together leave the other half to what is due now.
-   * Returns when the first statement began.
-   */
-  async function takeOut(after: ParkedPosition | undefined, isStopped: () => boolean): Promise<number> {
-    let startedAtMs = performance.now();
-    let { next, nowUs } = await unpark(after);
-    while (next !== undefined && !isStopped()) {
+  /** What there is more. In half of the time, so that a million that are due together leave the other half to what is due now. */
+  async function takeOut(next: ParkedPosition | undefined, isStopped: () => boolean): Promise<void> {
+    for (let after = next; after !== undefined && !isStopped(); ) {
+      const startedAtMs = performance.now();
+      ({ next: after } = await unpark(after));
       const tookMs = performance.now() - startedAtMs;
       await new Promise((done) => setTimeout(done, tookMs));
-      startedAtMs = performance.now();
-      ({ next } = await unpark(next));
     }
-    return nowUs;
   }
 
-  return startRounds({ round, againMs: AGAIN_MS, onError });
+  return startRounds({ rounds: [look, lookFromFront], againMs: AGAIN_MS, onError });
 }

@@ -129,11 +129,11 @@ const ENGINE: Settings = {
   statement_timeout: '30000',
 };
 // Of a queue of 10,000 the planner would hash all to update 50: 2 ms where look-ups take 0.2. Not for all that is hot:
-// what stores events joins lists with lists.
-const CLAIMS: Settings = { ...ENGINE, enable_hashjoin: 'off' };
+// what stores events joins lists with lists. And of what is parked it would read and sort all that is due to take the first 5,000 of it.
+const CLAIMS: Settings = { ...ENGINE, enable_hashjoin: 'off', enable_bitmapscan: 'off' };
 // To a planner that knows a queue as empty, reading all of its index costs as much as one look-up, and what was delivered since
 // is still in there. A bitmap is built from look-ups only (ADR 0021).
-const RECORDS: Settings = { ...CLAIMS, enable_indexscan: 'off' };
+const RECORDS: Settings = { ...CLAIMS, enable_indexscan: 'off', enable_bitmapscan: 'on' };
 const TENANT: Settings = { role: 'dispatch_tenant' };
 /**
  * Through a pooler every statement has a transaction, which a process that stands still would keep open, with its locks:

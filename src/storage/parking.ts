@@ -12,7 +12,7 @@ export const isParkedAt = (time: string) => `${time} > now() + interval '2 minut
 
 /**
  * How long before its time a delivery is taken out, in ms. Less than what parks it, so that a short delay is written once;
- * and enough for a worker that comes by every fifteen seconds, or a million of them.
+ * and enough for a worker that comes by every twenty seconds, or a million of them.
  */
 export const UNPARK_AHEAD_MS = 60_000;
 
