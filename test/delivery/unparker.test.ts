@@ -100,6 +100,18 @@ test('after the end nothing more is taken out, also where it comes between two c
   expect(looks).toHaveLength(2);
 });
 
+test('the end waits for the call that is under way', async () => {
+  const { unparker } = setup([NOTHING], NOTHING, { front: 0, other: 400 });
+  let isEnded = false;
+  const ended = unparker[Symbol.asyncDispose]().then(() => {
+    isEnded = true;
+  });
+  await vi.advanceTimersByTimeAsync(399);
+  expect(isEnded).toBe(false);
+  await vi.advanceTimersByTimeAsync(1);
+  await ended;
+});
+
 test('a look that fails is told of and comes again a second later from where it was to begin', async () => {
   const away = new Error('away');
   const { unparker, looks, errors } = setup([NOTHING, MORE, away, NOTHING]);
