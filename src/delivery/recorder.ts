@@ -38,10 +38,10 @@ const MAX_BATCH = 200;
  * batch fills while the one before it is written.
  */
 const ENOUGH = 100;
-/** A smaller batch waits this long for company. */
-const GATHER_MS = 10;
-/** The same for results that something waits for: what ends in one turn of the event loop, about. */
-const GATHER_CONFIRMED_MS = 1;
+/** A smaller batch begins this long after the one before it: so long it gathers (ADR 0036). */
+const EVERY_MS = 10;
+/** One after a longer time, and one that something waits for, gathers what ends in one turn of the event loop, about. */
+const TURN_MS = 1;
 const MAX_WRITES = 2;
 /**
  * A batch that nothing waits for goes without waiting for the disk if another that did began less than this before it:
@@ -81,6 +81,7 @@ function createLane(deps: RecorderDeps, isConfirmed: boolean): Lane {
   let unwritten = 0;
   let timer: NodeJS.Timeout | undefined;
   let waiters: (() => void)[] = [];
+  let writtenAtMs = Number.NEGATIVE_INFINITY;
   let durableAtMs = Number.NEGATIVE_INFINITY;
 
   const isEnough = () => pending.length >= (writing === 0 ? ENOUGH : MAX_BATCH);
@@ -90,7 +91,8 @@ function createLane(deps: RecorderDeps, isConfirmed: boolean): Lane {
       const batch = pending.length <= MAX_BATCH ? pending : pending.slice(0, MAX_BATCH);
       pending = pending.length <= MAX_BATCH ? [] : pending.slice(MAX_BATCH);
       writing++;
-      void write(batch, commitOf(deps.now())).finally(() => {
+      writtenAtMs = deps.now();
+      void write(batch, commitOf(writtenAtMs)).finally(() => {
         writing--;
         unwritten -= batch.length;
         deps.onWritten();
@@ -103,12 +105,13 @@ function createLane(deps: RecorderDeps, isConfirmed: boolean): Lane {
       });
     }
     if (pending.length > 0 && writing < MAX_WRITES && timer === undefined) {
+      const inMs = isConfirmed ? 0 : writtenAtMs + EVERY_MS - deps.now();
       timer = setTimeout(
         () => {
           timer = undefined;
           pump(true);
         },
-        isConfirmed ? GATHER_CONFIRMED_MS : GATHER_MS,
+        Math.max(TURN_MS, inMs),
       );
     }
   }

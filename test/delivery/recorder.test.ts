@@ -1,4 +1,4 @@
-import { describe, expect, test } from 'vitest';
+import { afterEach, describe, expect, test, vi } from 'vitest';
 import { createRecorder } from '../../src/delivery/recorder.ts';
 import type { TenantId } from '../../src/domain/ids.ts';
 import type { Commit, DeliveryRecord } from '../../src/storage/records.ts';
@@ -36,6 +36,8 @@ function setup(write: Write, leaseMs = 60_000, kept: (id: string) => boolean = (
 }
 
 describe('the recorder', () => {
+  afterEach(() => void vi.useRealTimers());
+
   test('writes everything once, in batches', async () => {
     const batches: number[] = [];
     const { recorder, lost } = setup(async (records) => {
@@ -67,6 +69,31 @@ describe('the recorder', () => {
     const flushed = recorder.flush();
     for (const done of written) done();
     await flushed;
+  });
+
+  test('writes a result that comes alone at once, and what follows it within ten ms together', async () => {
+    vi.useFakeTimers();
+    const startedAtMs = performance.now();
+    const batches: [atMs: number, count: number][] = [];
+    const { recorder } = setup(async (records) => {
+      batches.push([performance.now() - startedAtMs, records.length]);
+      return records.length;
+    });
+    const add = async (count: number, passMs: number) => {
+      for (let i = 0; i < count; i++) recorder.add(record());
+      await vi.advanceTimersByTimeAsync(passMs);
+    };
+    await add(2, 4); // of one turn of the event loop
+    expect(batches).toEqual([[1, 2]]);
+    await add(1, 3);
+    await add(1, 3);
+    expect(batches).toHaveLength(1);
+    await add(1, 1);
+    expect(batches.slice(1)).toEqual([[11, 3]]);
+    await add(0, 20);
+    await add(1, 1);
+    expect(batches.slice(2)).toEqual([[32, 1]]);
+    await recorder.flush();
   });
 
   test('waits for the disk every 50 ms, and always for what something waits for', async () => {
