@@ -5,6 +5,7 @@ import { createGates } from '../delivery/gates.ts';
 import { createHealth } from '../delivery/health.ts';
 import { startLeaseEnds } from '../delivery/lease-ends.ts';
 import { createRecorder, type Recorder } from '../delivery/recorder.ts';
+import { oneByOne } from '../delivery/rounds.ts';
 import { createSeat } from '../delivery/seat.ts';
 import { startUnparker } from '../delivery/unparker.ts';
 import { createWorker, type Worker } from '../delivery/worker.ts';
@@ -16,7 +17,7 @@ import { claim, claimLeftovers, claimLines } from '../storage/claims.ts';
 import { databaseUnavailable } from '../storage/database.ts';
 import * as health from '../storage/health.ts';
 import { putBack } from '../storage/leases.ts';
-import { unpark } from '../storage/parking.ts';
+import { PARKED_FRONT, unpark } from '../storage/parking.ts';
 import { writeRecords } from '../storage/records.ts';
 import { createSeats } from '../storage/seats.ts';
 import type { Listening } from '../storage/wakeups.ts';
@@ -104,16 +105,24 @@ export function startWorker(
     },
     onError: (error) => log.error(error, 'results could not be recorded; trying again'),
   });
+  // Looks from the front may take long where much is not vacuumed: never more than one of the connections that claim.
+  const fronts = oneByOne();
   stack.use(
     startUnparker({
-      unpark: (after) => unpark(db.claims, after),
+      unpark(after) {
+        const look = () => unpark(db.claims, after);
+        return after === PARKED_FRONT ? fronts(look) : look();
+      },
       onError: (error) =>
         log.warn({ error: String(error) }, 'parked deliveries were not looked at; trying again'),
     }),
   );
   stack.use(
     startLeaseEnds({
-      putBack: (afterUs) => putBack(db.claims, afterUs),
+      putBack(afterUs) {
+        const look = () => putBack(db.claims, afterUs);
+        return afterUs === 0 ? fronts(look) : look();
+      },
       onBack: (heads) => worker?.found(heads),
       onError: (error) =>
         log.warn({ error: String(error) }, 'leases that ended were not looked for; trying again'),

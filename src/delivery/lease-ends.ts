@@ -18,6 +18,8 @@ const BACK_US = 5_000_000;
  * vacuumed yet, and so takes long, or fails, where the others do not.
  */
 const FRONT_EVERY_MS = 60_000;
+/** But so often, whatever the last one took: a statement ends after 30 s. */
+const FRONT_MOST_MS = 600_000;
 
 export type LeaseEndsDeps = {
   /** Puts back up to MAX_PUT_BACK whose leases ended after a time; undefined: some minutes ago. */
@@ -53,7 +55,7 @@ export function startLeaseEnds({ putBack, onBack, onError }: LeaseEndsDeps): Asy
     } catch (error) {
       onError(error);
     }
-    return Math.max(leastMs, (performance.now() - startedAt) / SHARE);
+    return Math.min(FRONT_MOST_MS, Math.max(leastMs, (performance.now() - startedAt) / SHARE));
   }
 
   async function putAllBack(after: number | undefined, isStopped: () => boolean): Promise<LeaseEnds> {

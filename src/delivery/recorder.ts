@@ -92,6 +92,8 @@ function createLane(deps: RecorderDeps, isConfirmed: boolean): Lane {
       pending = pending.length <= MAX_BATCH ? [] : pending.slice(MAX_BATCH);
       writing++;
       writtenAtMs = deps.now();
+      clearTimeout(timer);
+      timer = undefined;
       void write(batch, commitOf(writtenAtMs)).finally(() => {
         writing--;
         unwritten -= batch.length;
@@ -111,7 +113,7 @@ function createLane(deps: RecorderDeps, isConfirmed: boolean): Lane {
           timer = undefined;
           pump(true);
         },
-        Math.max(TURN_MS, inMs),
+        Math.max(TURN_MS, Math.ceil(inMs)), // Node takes 9.9 ms for 9
       );
     }
   }

@@ -45,3 +45,13 @@ function start(round: Round, againMs: number, onError: (error: unknown) => void)
     return running;
   };
 }
+
+/** Of what is given to it one runs at a time, in the order of the calls. */
+export function oneByOne(): <T>(work: () => Promise<T>) => Promise<T> {
+  let last: Promise<unknown> = Promise.resolve();
+  return (work) => {
+    const result = last.then(work);
+    last = result.catch(() => {});
+    return result;
+  };
+}

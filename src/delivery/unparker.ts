@@ -1,6 +1,12 @@
 // Takes parked deliveries out before they are due: every twenty seconds a look along what is parked, by time. Each worker does so,
 // whatever the others do: what one is taking out is passed over by the next.
-import { type ParkedPosition, parkedFrom, UNPARK_AHEAD_MS, type Unparked } from '../storage/parking.ts';
+import {
+  PARKED_FRONT,
+  type ParkedPosition,
+  parkedFrom,
+  UNPARK_AHEAD_MS,
+  type Unparked,
+} from '../storage/parking.ts';
 import { startRounds } from './rounds.ts';
 
 /** From the end of a look to the next. */
@@ -13,6 +19,8 @@ const BACK_MS = 5_000;
 const FRONT_EVERY_MS = 60_000;
 /** Most of the time that those may read what was taken out and is not vacuumed yet. They may fail of it where the others do not. */
 const FRONT_SHARE = 0.05;
+/** But so often, whatever the last one took: a statement ends after 30 s. */
+const FRONT_MOST_MS = 600_000;
 
 export type UnparkerDeps = {
   /** Takes out up to so many from a position on; undefined: from some minutes ago. */
@@ -35,11 +43,18 @@ export function startUnparker({ unpark, onError }: UnparkerDeps): AsyncDisposabl
 
   async function lookFromFront(isStopped: () => boolean): Promise<number> {
     const startedAtMs = performance.now();
-    const found = await unpark(parkedFrom(0)).catch((error) => void onError(error));
-    const leastMs = (performance.now() - startedAtMs) / FRONT_SHARE;
-    if (found === undefined) return Math.max(AGAIN_MS, leastMs);
-    await takeOut(found.next, isStopped);
-    return Math.max(FRONT_EVERY_MS, leastMs);
+    let readMs: number | undefined;
+    let leastMs = AGAIN_MS;
+    try {
+      const { next } = await unpark(PARKED_FRONT);
+      readMs = performance.now() - startedAtMs;
+      await takeOut(next, isStopped);
+      leastMs = FRONT_EVERY_MS;
+    } catch (error) {
+      onError(error);
+    }
+    readMs ??= performance.now() - startedAtMs;
+    return Math.min(FRONT_MOST_MS, Math.max(leastMs, readMs / FRONT_SHARE));
   }
 
   /** What there is more. In half of the time, so that a million that are due together leave the other half to what is due now. */
@@ -48,7 +63,7 @@ export function startUnparker({ unpark, onError }: UnparkerDeps): AsyncDisposabl
       const startedAtMs = performance.now();
       ({ next: after } = await unpark(after));
       const tookMs = performance.now() - startedAtMs;
-      await new Promise((done) => setTimeout(done, tookMs));
+      if (after !== undefined) await new Promise((done) => setTimeout(done, tookMs));
     }
   }
 

@@ -140,7 +140,7 @@ const TENANT: Settings = { role: 'dispatch_tenant' };
  * less than the shortest lease. slonik gives its statements their timeout itself, but only when a connection is opened.
  */
 const POOLED: Settings = { statement_timeout: '30000', idle_in_transaction_session_timeout: '9000' };
-/** One is used at a time, more only for queues with an order and while configurations are read. */
+/** One for claims, more for queues with an order and while configurations are read, and one for each look of lease-ends and unparker. */
 const MAX_CLAIM_CONNECTIONS = 4;
 /** Two of each lane of the recorder. */
 const MAX_RECORD_CONNECTIONS = 4;

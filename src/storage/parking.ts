@@ -28,6 +28,9 @@ export const parkedFrom = (atUs: number): ParkedPosition => ({
   uuid: '00000000-0000-0000-0000-000000000000',
 });
 
+/** Before all that is parked. */
+export const PARKED_FRONT = parkedFrom(0);
+
 /** What a look took out. */
 export type Unparked = {
   readonly count: number;
@@ -59,7 +62,7 @@ export async function unpark(pool: Statements, after: ParkedPosition | undefined
       SELECT (SELECT count(*)::int4 FROM picked) AS count, (extract(epoch FROM now()) * 1000000)::float8 AS now_us,
         (extract(epoch FROM last.run_at) * 1000000)::float8 AS at_us, last.id AS uuid
       FROM (VALUES (1)) AS one LEFT JOIN (SELECT * FROM picked ORDER BY run_at DESC, id DESC LIMIT 1) AS last ON true`,
-    values: [after?.atUs ?? null, (after ?? parkedFrom(0)).uuid],
+    values: [after?.atUs ?? null, (after ?? PARKED_FRONT).uuid],
   });
   const { count, now_us: nowUs, at_us: atUs, uuid } = rows[0]!;
   return { count, next: count === MAX_UNPARK ? { atUs, uuid } : undefined, nowUs };

@@ -107,6 +107,15 @@ test('where the front cannot be looked at in time, the other looks go on meanwhi
   await ended;
 });
 
+test('however long a look from the front took, the next comes ten minutes later', async () => {
+  const { leaseEnds, fronts } = setup([NOTHING], NOTHING, { front: 3_600_000, other: 0 });
+  await vi.advanceTimersByTimeAsync(4_200_000);
+  expect(fronts).toEqual([0, 4_200_000]);
+  const ended = leaseEnds[Symbol.asyncDispose]();
+  await vi.advanceTimersByTimeAsync(3_600_000);
+  await ended;
+});
+
 test('a look from the front that fails at once comes again a second later', async () => {
   const { leaseEnds, fronts } = setup([NOTHING], new Error('away'));
   await vi.advanceTimersByTimeAsync(2_500);

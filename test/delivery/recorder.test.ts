@@ -93,6 +93,13 @@ describe('the recorder', () => {
     await add(0, 20);
     await add(1, 1);
     expect(batches.slice(2)).toEqual([[32, 1]]);
+    // One that was enough leaves no timer of before: what is left waits as long as after any other.
+    await add(1, 8);
+    await add(100, 0);
+    await add(1, 9);
+    expect(batches.slice(3)).toEqual([[40, 100]]);
+    await add(0, 1);
+    expect(batches.slice(4)).toEqual([[50, 2]]);
     await recorder.flush();
   });
 

@@ -66,7 +66,7 @@ test('one begins at the front each minute, beside the others, and seldom where t
 
 test('while there is more it is taken out from where the last call ended, in half of the time', async () => {
   const { unparker, looks } = setup([MORE, MORE, MORE, NOTHING], NOTHING, { front: 0, other: 400 });
-  await vi.advanceTimersByTimeAsync(2_800);
+  await vi.advanceTimersByTimeAsync(2_400);
   expect(looks).toEqual([
     { atMs: 0, after: undefined },
     { atMs: 400, after: NEXT },
@@ -75,7 +75,7 @@ test('while there is more it is taken out from where the last call ended, in hal
   ]);
   await vi.advanceTimersByTimeAsync(EVERY_MS);
   // From when the first call of the look began: what is committed since lies behind.
-  expect(looks[4]).toEqual({ atMs: 22_800, after: parkedFrom(ON_MS * 1000) });
+  expect(looks[4]).toEqual({ atMs: 22_400, after: parkedFrom(ON_MS * 1000) });
   await end(unparker, 400);
 });
 
@@ -87,7 +87,7 @@ test('what there is more at the front is taken out in the same way, and does not
     { atMs: 0, after: NEXT },
     { atMs: 10_000, after: NEXT },
   ]);
-  expect(fronts).toEqual([0, 80_000]);
+  expect(fronts).toEqual([0, 75_000]);
   await end(unparker, 10_000);
 });
 
@@ -138,6 +138,13 @@ test('where the front cannot be looked at in time, the other looks go on meanwhi
   await end(unparker, 30_000);
 });
 
+test('however long a look from the front took, the next comes ten minutes later', async () => {
+  const { unparker, fronts } = setup([NOTHING], NOTHING, { front: 3_600_000, other: 0 });
+  await vi.advanceTimersByTimeAsync(4_200_000);
+  expect(fronts).toEqual([0, 4_200_000]);
+  await end(unparker, 3_600_000);
+});
+
 test('a look from the front that fails at once, or later, comes again a second later', async () => {
   const { unparker, fronts, errors } = setup([NOTHING], new Error('away'));
   await vi.advanceTimersByTimeAsync(2_500);
@@ -147,4 +154,8 @@ test('a look from the front that fails at once, or later, comes again a second l
   await vi.advanceTimersByTimeAsync(2_500);
   expect([later.fronts, later.errors.length]).toEqual([[0, 1_000], 1]);
   await end(later.unparker);
+  const slow = setup([NOTHING, new Error('away'), NOTHING], MORE, { front: 10_000, other: 0 });
+  await vi.advanceTimersByTimeAsync(200_000);
+  expect([slow.fronts, slow.errors.length]).toEqual([[0], 1]);
+  await end(slow.unparker, 10_000);
 });
