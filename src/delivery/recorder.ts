@@ -38,9 +38,9 @@ const MAX_BATCH = 200;
  * batch fills while the one before it is written.
  */
 const ENOUGH = 100;
-/** A smaller batch begins this long after the one before it: so long it gathers (ADR 0036). */
-const EVERY_MS = 10;
-/** One after a longer time, and one that something waits for, gathers what ends in one turn of the event loop, about. */
+/** A smaller batch waits this long for company, and begins this long after the one before it at the earliest (ADR 0036). */
+const GATHER_MS = 10;
+/** One that need not wait, or that something waits for, gathers what ends in one turn of the event loop, about. */
 const TURN_MS = 1;
 const MAX_WRITES = 2;
 /**
@@ -80,6 +80,7 @@ function createLane(deps: RecorderDeps, isConfirmed: boolean): Lane {
   let writing = 0;
   let unwritten = 0;
   let timer: NodeJS.Timeout | undefined;
+  let timerMs = 0;
   let waiters: (() => void)[] = [];
   let writtenAtMs = Number.NEGATIVE_INFINITY;
   let durableAtMs = Number.NEGATIVE_INFINITY;
@@ -106,16 +107,20 @@ function createLane(deps: RecorderDeps, isConfirmed: boolean): Lane {
         }
       });
     }
-    if (pending.length > 0 && writing < MAX_WRITES && timer === undefined) {
-      const inMs = isConfirmed ? 0 : writtenAtMs + EVERY_MS - deps.now();
-      timer = setTimeout(
-        () => {
-          timer = undefined;
-          pump(true);
-        },
-        Math.max(TURN_MS, Math.ceil(inMs)), // Node takes 9.9 ms for 9
-      );
-    }
+    if (pending.length === 0 || writing === MAX_WRITES) return;
+    if (isConfirmed || deps.now() - writtenAtMs >= GATHER_MS) writeWithin(TURN_MS);
+    else writeWithin(GATHER_MS);
+  }
+
+  /** Whatever there is by then; what is to be written sooner stays so. */
+  function writeWithin(ms: number): void {
+    if (timer !== undefined && ms >= timerMs) return;
+    clearTimeout(timer);
+    timerMs = ms;
+    timer = setTimeout(() => {
+      timer = undefined;
+      pump(true);
+    }, ms);
   }
 
   function commitOf(nowMs: number): Commit {
