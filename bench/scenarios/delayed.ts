@@ -3,7 +3,7 @@
 // database while nothing happens.
 import { readFile } from 'node:fs/promises';
 import pg from 'pg';
-import { storeBacklog } from '../../test/support/fleet.ts';
+import { storeBacklogs } from '../../test/support/fleet.ts';
 import { TENANTS } from '../support/payload.ts';
 import { type Child, startChild, startProduct } from '../support/processes.ts';
 import { RawGrpc } from '../support/raw-grpc.ts';
@@ -43,7 +43,7 @@ export const delayed: Scenario = {
       const { rows } = await owner.query<{ tenant_id: string; id: string }>(
         'SELECT tenant_id, id FROM subscriptions',
       );
-      for (const row of rows) await storeBacklog({ owner }, row.tenant_id, row.id, PER_QUEUE, HOUR_S);
+      await storeBacklogs({ owner }, rows, PER_QUEUE, HOUR_S);
       if (!isDelayed) {
         await owner.query(`DELETE FROM deliveries WHERE (tenant_id, id) NOT IN
           (SELECT DISTINCT ON (tenant_id) tenant_id, id FROM deliveries ORDER BY tenant_id, id)`);

@@ -6,7 +6,7 @@ import { randomBytes } from 'node:crypto';
 import pg from 'pg';
 import { SignatureScheme, SubscriptionService } from '../../gen/dispatch/v1/subscription_service_pb.ts';
 import { jsonClient } from '../../test/support/clients.ts';
-import { storeBacklog } from '../../test/support/fleet.ts';
+import { storeBacklogs } from '../../test/support/fleet.ts';
 import { familySeconds } from '../support/cpu.ts';
 import {
   ADMIN_KEY,
@@ -59,8 +59,7 @@ export const processes: Scenario = {
     const measure = async (processCount: number) => {
       await truncate(owner, 'deliveries, closed_deliveries, attempts, events');
       const each = Math.ceil((WARM_UP + MAX_RATE * seconds) / subscriptions.length);
-      for (const { tenant_id, id } of subscriptions)
-        await storeBacklog({ owner }, tenant_id, id, each, 0, BODY);
+      await storeBacklogs({ owner }, subscriptions, each, 0, BODY);
       await owner.query('VACUUM ANALYZE');
       await owner.query('CHECKPOINT');
       const roles = { DISPATCH_ROLES: 'worker,maintenance' };

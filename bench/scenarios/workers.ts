@@ -1,7 +1,7 @@
 // Throughput by the number of worker processes: a backlog of 100 tenants, delivered by 1, 2 and 4 workers on one database.
 // And that of as many bare pipelines, which share nothing but the cores and the disk: what the machine takes from both.
 import pg from 'pg';
-import { storeBacklog } from '../../test/support/fleet.ts';
+import { storeBacklogs } from '../../test/support/fleet.ts';
 import { askSink, startChild, startProduct, startServe } from '../support/processes.ts';
 import { runLoad } from '../support/run-load.ts';
 import { makeTenants, truncate } from '../support/setup.ts';
@@ -30,7 +30,7 @@ export const workers: Scenario = {
     const rateOf = async (processes: number): Promise<number> => {
       await truncate(owner, 'deliveries, closed_deliveries, attempts, events');
       const each = PER_TENANT_AND_SECOND * Math.ceil((WARM_UP_MS * processes) / 1_000 + seconds);
-      for (const { tenant_id, id } of subscriptions) await storeBacklog({ owner }, tenant_id, id, each);
+      await storeBacklogs({ owner }, subscriptions, each);
       await owner.query('VACUUM ANALYZE');
       await owner.query('CHECKPOINT');
       await using running = new AsyncDisposableStack();

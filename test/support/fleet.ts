@@ -62,10 +62,20 @@ export async function startFleet(
 }
 
 /** Stores events with one delivery each, due after some seconds, as publishing would have, and much faster. */
-export async function storeBacklog(
+export function storeBacklog(
   database: Pick<TestDatabase, 'owner'>,
   tenantId: string,
   subscriptionUuid: string,
+  count: number,
+  dueInSeconds = 0,
+): Promise<void> {
+  return storeBacklogs(database, [{ tenant_id: tenantId, id: subscriptionUuid }], count, dueInSeconds);
+}
+
+/** The same for several subscriptions, as rows of their table: so many for each. */
+export async function storeBacklogs(
+  database: Pick<TestDatabase, 'owner'>,
+  subscriptions: readonly { readonly tenant_id: string; readonly id: string }[],
   count: number,
   dueInSeconds = 0,
   /** JSON, the same for all; a few bytes of it when left out. */
@@ -75,18 +85,20 @@ export async function storeBacklog(
   const id = (last: string) =>
     `(lpad(to_hex((extract(epoch FROM now()) * 1000)::int8), 12, '0') || '70008000' || lpad(to_hex(i), 6, '0')
       || '${last}')::uuid`;
-  await database.owner.query(
-    `INSERT INTO events (tenant_id, id, type, payload)
-     SELECT $1, ${id('000000')}, 'order.created', coalesce($3, convert_to('{"n":' || i || '}', 'UTF8'))
-     FROM generate_series(1, $2::int) AS i`,
-    [tenantId, count, body ?? null],
-  );
-  await database.owner.query(
-    `INSERT INTO deliveries (tenant_id, id, subscription_id, run_at, is_parked)
-     SELECT tenant_id, overlay(id::text PLACING '000001' FROM 31)::uuid, $2, now() + make_interval(secs => $3),
-       ${isParkedAt('now() + make_interval(secs => $3)')}
-     FROM events WHERE tenant_id = $1`,
-    [tenantId, subscriptionUuid, dueInSeconds],
-  );
+  for (const { tenant_id, id: subscriptionUuid } of subscriptions) {
+    await database.owner.query(
+      `INSERT INTO events (tenant_id, id, type, payload)
+       SELECT $1, ${id('000000')}, 'order.created', coalesce($3, convert_to('{"n":' || i || '}', 'UTF8'))
+       FROM generate_series(1, $2::int) AS i`,
+      [tenant_id, count, body ?? null],
+    );
+    await database.owner.query(
+      `INSERT INTO deliveries (tenant_id, id, subscription_id, run_at, is_parked)
+       SELECT tenant_id, overlay(id::text PLACING '000001' FROM 31)::uuid, $2, now() + make_interval(secs => $3),
+         ${isParkedAt('now() + make_interval(secs => $3)')}
+       FROM events WHERE tenant_id = $1`,
+      [tenant_id, subscriptionUuid, dueInSeconds],
+    );
+  }
   await database.owner.query('ANALYZE deliveries, events');
 }
