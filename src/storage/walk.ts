@@ -28,9 +28,9 @@ const START: WalkPosition = {
 };
 
 /**
- * Walks the queues leaf by leaf, each in the order of its keys: a loose index scan over deliveries_due, which costs
- * one descent for each queue, however long it is. Over the parent table every step would
- * descend into every leaf, as only a tenant's id says which of them it is in.
+ * Walks the queues leaf by leaf, each in the order of its keys: a loose index scan over deliveries_due, which costs one
+ * descent for each queue, however long it is. Over the parent table every step would descend into every leaf, as only a
+ * tenant's id says which of them it is in.
  */
 export function createWalk(pool: Statements): Walk {
   let text: string | undefined;
