@@ -31,15 +31,12 @@ export async function startApi(
   worker: Worker | undefined,
   stack: AsyncDisposableStack,
 ): Promise<{ httpPort: number; grpcPort: number }> {
-  const { config, db, notifier, log, metrics, monotonic, changed, egress, ids } = shared;
+  const { config, db, log, metrics, monotonic, changed, egress, ids } = shared;
   const { guard } = egress;
   const groupCommit = await startGroupCommit(shared, worker);
   stack.defer(groupCommit.idle);
-  const ready = (tenantId: TenantId, subscriptionId: SubscriptionId) => {
-    const queues = [{ tenantId, subscriptionId }];
-    worker?.poke(queues);
-    notifier.ready(queues);
-  };
+  const ready = (tenantId: TenantId, subscriptionId: SubscriptionId) =>
+    shared.ready([{ tenantId, subscriptionId }]);
   for (const { jwksUrl } of config.jwtIssuers) {
     const problem = guard.urlProblem(new URL(jwksUrl), false);
     if (problem !== undefined) throw new Error(`DISPATCH_JWT_ISSUERS: jwksUrl ${jwksUrl} ${problem}`);
@@ -115,7 +112,7 @@ export async function startApi(
 }
 
 async function startGroupCommit(shared: Shared, worker: Worker | undefined): Promise<GroupCommit> {
-  const { config, db, configs, notifier, log, metrics, monotonic, rightOfWay } = shared;
+  const { config, db, configs, log, metrics, monotonic, rightOfWay } = shared;
   return createGroupCommit({
     ingest: (batch) => rightOfWay.commit(rowCount(batch), () => ingest(db.engine, batch)),
     ingestNearLimit: (batch) => rightOfWay.commit(rowCount(batch), () => ingestNearLimit(db.engine, batch)),
@@ -129,11 +126,7 @@ async function startGroupCommit(shared: Shared, worker: Worker | undefined): Pro
     usageSlot: await takeUsageSlot(db),
     configs,
     localWorker: worker,
-    ready: (queues) => {
-      const list = [...queues];
-      worker?.poke(list);
-      notifier.ready(list);
-    },
+    ready: (queues) => shared.ready([...queues]),
     ids: shared.ids,
     randomBytes,
     leaseMs: config.leaseMs,

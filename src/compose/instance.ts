@@ -3,6 +3,7 @@
 // below it.
 import { randomBytes, randomUUID } from 'node:crypto';
 import { createTestDelivery } from '../delivery/test-delivery.ts';
+import type { Worker } from '../delivery/worker.ts';
 import { createIdSource, type TenantId } from '../domain/ids.ts';
 import { createAuthorizer } from '../egress/authorization.ts';
 import { createConnect } from '../egress/connector.ts';
@@ -25,6 +26,7 @@ import { startHeartbeat } from './heartbeat.ts';
 import { startLimits } from './limits.ts';
 import { startMaintenance } from './maintenance.ts';
 import { startPages } from './pages.ts';
+import { createReady } from './ready.ts';
 import type { Base, Ready, Shared } from './shared.ts';
 import { startWorker } from './worker.ts';
 
@@ -61,11 +63,11 @@ export async function startInstance(ready: Ready): Promise<Instance> {
     const configs = createTenantConfigs(db, ready.masterKeys, config.defaultQuota, monotonic, (error) =>
       log.error(error, 'tenant configurations could not be checked'),
     );
-    const notifier = createNotifier(db.engine, (error) =>
+    const instanceId = randomUUID();
+    const notifier = createNotifier(db.engine, instanceId, (error) =>
       log.warn({ error: String(error) }, 'a wake-up was not sent'),
     );
     stack.use(notifier);
-    const instanceId = randomUUID();
     const { standings, skewSeconds, databaseNow } = await startHeartbeat(db, instanceId, config, log, stack);
     metrics.observeClock(skewSeconds);
     const limits = startLimits(config, standings, log, stack);
@@ -77,12 +79,13 @@ export async function startInstance(ready: Ready): Promise<Instance> {
     const authorizer = createAuthorizer(fetcher, monotonic);
     const egress = { guard, fetcher, sender, authorizer };
     const ids = createIdSource(databaseNow, randomBytes);
+    let worker: Worker | undefined;
     const base = {
       ...ready,
       db,
       rightOfWay: createRightOfWay(monotonic),
       configs,
-      notifier,
+      ready: createReady({ worker: () => worker, standings, notifier }),
       metrics,
       monotonic,
       instanceId,
@@ -111,12 +114,15 @@ export async function startInstance(ready: Ready): Promise<Instance> {
     });
     let listening: Listening | undefined;
     const all: Shared = { ...base, changed, operational, test };
-    const worker = roles.has('worker') ? startWorker(all, () => listening?.session(), stack) : undefined;
-    if (worker !== undefined) stack.defer(() => worker.stop(config.shutdownGraceMs));
+    if (roles.has('worker')) {
+      const started = startWorker(all, () => listening?.session(), stack);
+      worker = started;
+      stack.defer(() => started.stop(config.shutdownGraceMs));
+    }
     const maintenance = roles.has('maintenance') ? startMaintenance(all, worker) : undefined;
     if (maintenance !== undefined) stack.defer(maintenance.stop);
     listening = stack.use(
-      listen(db.ownerUrl, {
+      listen(db.ownerUrl, instanceId, {
         onConnection: configs.clear,
         onReady: (queues) => worker?.poke(queues),
         onChanged: (tenantIds) => {
@@ -143,7 +149,7 @@ export async function startInstance(ready: Ready): Promise<Instance> {
 
 /** dispatch's own events: they are stored as any, wherever this process's roles come upon what they tell. */
 async function startOperationalEvents(base: Base): Promise<OperationalEvents> {
-  const { db, configs, notifier, ids, log } = base;
+  const { db, configs, ready, ids, log } = base;
   return createOperationalEvents({
     reload: configs.reload,
     get: configs.get,
@@ -151,7 +157,7 @@ async function startOperationalEvents(base: Base): Promise<OperationalEvents> {
     ids,
     randomBytes,
     slot: (await takeUsageSlot(db)) * LANES,
-    ready: (queues) => notifier.ready(queues),
+    ready,
     onError: (error, { tenantId, type }) =>
       log.error(error, 'an event of our own was dropped', { tenantId, type }),
   });

@@ -27,13 +27,10 @@ const LEADER = 'maintenance';
 
 /** Runs beside every other instance’s: one of them leads. A worker of this process hears at once of what is due. */
 export function startMaintenance(shared: Shared, worker: Worker | undefined): Maintenance {
-  const { config, db, log, metrics, notifier, operational, test } = shared;
+  const { config, db, log, metrics, ready, operational, test } = shared;
   const holder = randomUUID();
   const readyAny = () => worker?.poke(undefined);
-  const queueReady = (queue: QueueKey) => {
-    worker?.poke([queue]);
-    notifier.ready([queue]);
-  };
+  const queueReady = (queue: QueueKey) => ready([queue]);
   return createMaintenance({
     tryLead: (ttlMs) => tryLead(db, LEADER, holder, ttlMs),
     stopLeading: () => stopLeading(db, LEADER, holder),

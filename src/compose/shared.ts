@@ -9,12 +9,12 @@ import type { AddressGuard } from '../egress/guard.ts';
 import type { Sender } from '../egress/sender.ts';
 import type { SharedLimits } from '../limits/shared-limits.ts';
 import type { OperationalEvents } from '../publishing/operational-events.ts';
+import type { QueueKey } from '../storage/claims.ts';
 import type { Database } from '../storage/database.ts';
 import type { Standings } from '../storage/instances.ts';
 import type { RightOfWay } from '../storage/right-of-way.ts';
 import { disableSubscriptions } from '../storage/subscriptions.ts';
 import type { TenantConfigs } from '../storage/tenant-configs.ts';
-import type { Notifier } from '../storage/wakeups.ts';
 import type { Log } from '../telemetry/logger.ts';
 import type { Metrics } from '../telemetry/metrics.ts';
 
@@ -34,7 +34,8 @@ export type Base = Ready & {
   readonly db: Database;
   readonly rightOfWay: RightOfWay;
   readonly configs: TenantConfigs;
-  readonly notifier: Notifier;
+  /** Says that queues have something due, wherever it may be taken up. */
+  readonly ready: (queues: readonly QueueKey[]) => void;
   readonly metrics: Metrics;
   readonly monotonic: () => number;
   /** This process among all, for a while: new at each start. */

@@ -10,7 +10,7 @@ import type { Statements } from './hot-pool.ts';
 export type WakeupListener = {
   /** It listens, or listens no more: what answers may be another database than before. */
   readonly onConnection: () => void;
-  /** These queues have something due; undefined: some queue has. */
+  /** These queues have something due, as another process says; undefined: some queue has. */
   readonly onReady: (queues: readonly QueueKey[] | undefined) => void;
   /** These tenants or their subscriptions changed; undefined: any may have. */
   readonly onChanged: (tenantIds: readonly TenantId[] | undefined) => void;
@@ -33,8 +33,11 @@ export type Listening = AsyncDisposable & {
   readonly session: () => pg.Client | undefined;
 };
 
-/** Keeps a LISTEN session open on its own connection until disposed; reconnects by itself. */
-export function listen(url: string, listener: WakeupListener): Listening {
+/**
+ * Keeps a LISTEN session open on its own connection until disposed; reconnects by itself. What `self`, this process's notifier,
+ * says of queues is not heard: the worker of this process was told.
+ */
+export function listen(url: string, self: string, listener: WakeupListener): Listening {
   /** What connects, or listens. */
   let client: pg.Client | undefined;
   let session: pg.Client | undefined;
@@ -52,7 +55,7 @@ export function listen(url: string, listener: WakeupListener): Listening {
     });
     next.on('error', (error) => lost(next, error));
     next.on('end', () => lost(next, new Error('the LISTEN connection ended')));
-    next.on('notification', (message) => hear(message, listener));
+    next.on('notification', (message) => hear(message, self, listener));
     client = next;
     try {
       await next.connect();
@@ -103,12 +106,13 @@ export function listen(url: string, listener: WakeupListener): Listening {
   };
 }
 
-function hear(message: pg.Notification, listener: WakeupListener): void {
+function hear(message: pg.Notification, self: string, listener: WakeupListener): void {
   const text = message.payload ?? '';
   if (message.channel === CHANGED) {
     listener.onChanged(text === '' ? undefined : (text.split(',') as TenantId[]));
   } else if (message.channel === READY) {
     const queues = text.split(',').map((pair) => pair.split('/'));
+    if (queues[0]![2] === self) return;
     listener.onReady(
       text === ''
         ? undefined
@@ -125,10 +129,14 @@ export type Notifier = AsyncDisposable & {
 
 const MIN_INTERVAL_MS = 10;
 
-/** Coalesces hints; `onError` hears of those that could not be sent, which costs time and nothing else. */
-export function createNotifier(pool: Statements, onError: (error: unknown) => void): Notifier {
-  const ready = createChannel(pool, READY, onError);
-  const changed = createChannel(pool, CHANGED, onError);
+/**
+ * Coalesces hints, with `self` as their sender (no comma or slash); `onError` hears of those that could not be sent, which costs
+ * time and nothing else.
+ */
+export function createNotifier(pool: Statements, self: string, onError: (error: unknown) => void): Notifier {
+  // Behind the first queue, where a version that knows of no sender does not look.
+  const ready = createChannel(pool, READY, ([first, ...rest]) => [`${first}/${self}`, ...rest], onError);
+  const changed = createChannel(pool, CHANGED, (items) => items, onError);
   return {
     ready: (queues) => {
       for (const queue of queues) ready.add(`${queue.tenantId}/${queue.subscriptionId}`);
@@ -140,13 +148,18 @@ export function createNotifier(pool: Statements, onError: (error: unknown) => vo
   };
 }
 
-function createChannel(pool: Statements, channel: string, onError: (error: unknown) => void) {
+function createChannel(
+  pool: Statements,
+  channel: string,
+  write: (items: readonly string[]) => readonly string[],
+  onError: (error: unknown) => void,
+) {
   let pending = new Set<string>();
   let sending: Promise<void> | undefined;
 
   async function drain(): Promise<void> {
     while (pending.size > 0) {
-      const text = [...pending].join(',');
+      const text = write([...pending]).join(',');
       pending = new Set();
       const payload = Buffer.byteLength(text) > MAX_PAYLOAD_BYTES ? '' : text; // too many to name: "any"
       try {

@@ -13,7 +13,8 @@ afterAll(() => database[Symbol.asyncDispose]());
 
 /** A process of a host: its session listens, and its seats are asked for there. */
 async function join(hostId: string, count: number) {
-  const listening = listen(database.url, { onConnection() {}, onReady() {}, onChanged() {}, onError() {} });
+  const listener = { onConnection() {}, onReady() {}, onChanged() {}, onError() {} };
+  const listening = listen(database.url, hostId, listener);
   let isEnded = false;
   const leave = async () => {
     if (!isEnded) await listening[Symbol.asyncDispose]();

@@ -1,0 +1,41 @@
+// What processes tell each other of queues, with ordered subscriptions, whose deliveries are never handed over in memory.
+import { expect, test } from 'vitest';
+import { Ordering } from '../../gen/dispatch/v1/subscription_service_pb.ts';
+import { cloneDatabase } from '../support/database.ts';
+import { eventually } from '../support/eventually.ts';
+import { startTestInstance, type TestInstance } from '../support/instance.ts';
+import { startReceiver } from '../support/receiver.ts';
+
+const publish = ({ clients }: TestInstance, orderingKey: string) =>
+  clients().publish.publish({
+    tenantId: 'acme',
+    event: { type: 'order.created', orderingKey, body: { case: 'data', value: {} } },
+  });
+
+test('a process whose worker is the only one keeps what is due to itself, one that knows of others tells them', async () => {
+  await using database = await cloneDatabase();
+  await using receiver = await startReceiver();
+  const told: string[] = [];
+  database.owner.on('notification', ({ payload = '' }) => told.push(payload));
+  await database.owner.query('LISTEN dispatch_ready');
+
+  await using first = await startTestInstance({}, database);
+  const { tenants, subscriptions } = first.clients();
+  await tenants.createTenant({ tenant: { tenantId: 'acme' } });
+  const { subscription } = await subscriptions.createSubscription({
+    tenantId: 'acme',
+    subscription: { url: receiver.url, eventTypes: ['**'], ordering: Ordering.KEY },
+  });
+  await publish(first, 'a');
+  await eventually(() => expect(receiver.received).toHaveLength(1));
+
+  // It hears of the first as it starts; the first has not heard of it yet.
+  await using second = await startTestInstance({}, database);
+  await publish(second, 'b');
+  await publish(first, 'c');
+  await eventually(() => expect(receiver.received).toHaveLength(3));
+  await database.owner.query("SELECT pg_notify('dispatch_ready', 'the end')");
+  await eventually(() => expect(told).toContain('the end'));
+  expect(told).toHaveLength(2);
+  expect(told[0]).toMatch(new RegExp(`^acme/${subscription!.subscriptionId}/[0-9a-f-]{36}$`));
+});
