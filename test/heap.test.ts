@@ -1,4 +1,4 @@
-// Where V8 puts what is made after most of its kind outlived a collection.
+// Where V8 puts what is made after most of its kind outlived a collection, and when it collects what is old.
 import { execFile } from 'node:child_process';
 import { promisify } from 'node:util';
 import { expect, test } from 'vitest';
@@ -24,4 +24,44 @@ test('what is made where much was kept is made in the young generation, like eve
   const heap = new URL('../src/heap.ts', import.meta.url).href;
   expect(await oldOf(`import '${heap}';${KEEPING}`)).toBe(0);
   expect(await oldOf(KEEPING)).toBeGreaterThan(0); // without it: or this test would say nothing
+});
+
+/** Keeps all that it makes, and tells at how many times what lived V8 begins to collect all of it. */
+const GROWING = `
+  import { PerformanceObserver } from 'node:perf_hooks';
+  const FULL = 4;
+  let count = 0;
+  new PerformanceObserver((list) => {
+    for (const entry of list.getEntries()) if (entry.detail.kind === FULL) count++;
+  }).observe({ entryTypes: ['gc'] });
+  const turn = () => new Promise((done) => setTimeout(done, 1));
+  const kept = [];
+  const keep = (n) => { for (let i = 0; i < n; i++) kept.push({ i, list: [i, i + 1, i + 2] }); };
+  keep(1_000_000);
+  gc();
+  await turn();
+  await turn();
+  const lived = process.memoryUsage().heapUsed;
+  const before = count;
+  let size = lived;
+  while (count === before) {
+    size = process.memoryUsage().heapUsed;
+    keep(5_000);
+    await turn();
+  }
+  console.log(size / lived);
+`;
+
+test('the heap about doubles between two full collections, however fast it grows', async () => {
+  const heap = new URL('../src/heap.ts', import.meta.url).href;
+  const grownBy = async (script: string) => {
+    const flags = ['--expose-gc', '--max-old-space-size=4096', '--input-type=module'];
+    const { stdout, stderr } = await run(process.execPath, [...flags, '--eval', script]);
+    expect(stderr).toBe('');
+    return Number(stdout);
+  };
+  const grown = await grownBy(`import '${heap}';${GROWING}`);
+  expect(grown).toBeGreaterThan(2);
+  expect(grown).toBeLessThan(3.3);
+  expect(await grownBy(GROWING)).toBeGreaterThan(3.3); // without it: or this test would say nothing
 });

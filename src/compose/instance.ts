@@ -117,7 +117,10 @@ export async function startInstance(ready: Ready): Promise<Instance> {
     if (roles.has('worker')) {
       const started = startWorker(all, () => listening?.session(), stack);
       worker = started;
-      stack.defer(() => started.stop(config.shutdownGraceMs));
+      stack.defer(() => {
+        worker = undefined; // what is due from now on is for others
+        return started.stop(config.shutdownGraceMs);
+      });
     }
     const maintenance = roles.has('maintenance') ? startMaintenance(all, worker) : undefined;
     if (maintenance !== undefined) stack.defer(maintenance.stop);

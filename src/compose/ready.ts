@@ -1,29 +1,25 @@
 // Who is told that queues have something due.
+import type { Worker } from '../delivery/worker.ts';
 import type { QueueKey } from '../storage/claims.ts';
 import type { Standings } from '../storage/instances.ts';
 import type { Notifier } from '../storage/wakeups.ts';
 
 export type ReadyDeps = {
-  /** The worker of this process, once there is one. */
-  readonly worker: () =>
-    | {
-        readonly knows: (queue: QueueKey) => void;
-        readonly poke: (queues: readonly QueueKey[]) => void;
-      }
-    | undefined;
+  /** The worker of this process, once there is one and until it stops. */
+  readonly worker: () => Pick<Worker, 'knows' | 'poke'> | undefined;
   readonly standings: () => Standings;
   readonly notifier: Pick<Notifier, 'ready'>;
 };
 
 /**
- * Tells the worker of this process, and the others if there are any: NOTIFY is a commit, and wakes all that listen. Another that has
- * just started looks at all queues, and this one may not have heard of it for 10 s: until then it leaves nothing to it.
+ * Tells the worker of this process, and the others if it has heard of any: NOTIFY is a commit, and wakes all that listen. One that it
+ * has not heard of yet finds by its walks what this one has no room for.
  */
 export function createReady(deps: ReadyDeps): (queues: readonly QueueKey[]) => void {
   return (queues) => {
     const worker = deps.worker();
     if (worker !== undefined && deps.standings().worker.count === 1) {
-      for (const queue of queues) worker.knows(queue);
+      worker.knows(queues);
     } else {
       worker?.poke(queues);
       deps.notifier.ready(queues);

@@ -72,7 +72,7 @@ export function startWorker(
       const data = { subscriptionId, ...(phase === 'open' ? { reason, openForMs } : {}) };
       operational.emit({ tenantId, type, about: subscriptionId, data });
     },
-    onReady: (tenantId, subscriptionId) => worker?.knows({ tenantId, subscriptionId }),
+    onReady: (tenantId, subscriptionId) => worker?.knows([{ tenantId, subscriptionId }]),
     onError: (error) => log.error(error, 'a breaker failed'),
   });
   const gates = createGates({

@@ -61,7 +61,7 @@ export type Claimer = {
   /** These queues have something due; undefined: some queue may have. */
   readonly poke: (queues: readonly QueueKey[] | undefined) => void;
   /** The same, of something that nobody but this worker was told of. */
-  readonly knows: (queue: QueueKey) => void;
+  readonly knows: (queues: readonly QueueKey[]) => void;
   /** The same, of queues with what is due in them. */
   readonly found: (heads: readonly QueueHead[]) => void;
   /** A queue will have something due after a time. */
@@ -210,7 +210,7 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
     const begins = wanted.map((queue) => beginOf(queue, nowMs));
     const claims = wanted.map((queue, i) => ({ ...queue, after: begins[i]!.after }));
     const claimed = await deps.claim(claims, mayWait);
-    for (const queue of wanted) own.delete(keyOf(queue));
+    for (const queue of wanted) leaveAgain(queue);
     const found = new Map<string, { count: number; last: ClaimPosition }>();
     for (const c of [...claimed.deliveries, ...claimed.withoutEvent]) {
       const of = found.get(keyOf(c));
@@ -273,7 +273,7 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
     }
     const { room, plan } = queue;
     const claimed = await deps.claimLines(queue, { after: state.after, room, perLine: plan.perLine });
-    own.delete(key);
+    leaveAgain(queue);
     state.after = claimed.reached;
     let count = claimed.deliveries.length + claimed.withoutEvent.length;
     deps.acceptLines(claimed.lines);
@@ -290,6 +290,11 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
     if (claimed.reached !== '' || (count > 0 && claimed.lines.some((line) => line.length >= plan.perLine)))
       return;
     settle(queue, count);
+  }
+
+  /** A claim saw what was known of a queue, but not what it was told of meanwhile. */
+  function leaveAgain(queue: QueueKey): void {
+    if (!poked.has(keyOf(queue))) own.delete(keyOf(queue));
   }
 
   /** What a claim brought of a queue: less than there was room for means that there is no more. */
@@ -397,9 +402,11 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
       for (const queue of queues ?? []) addPoked(queue);
       start();
     },
-    knows(queue) {
-      own.add(keyOf(queue));
-      addPoked(queue);
+    knows(queues) {
+      for (const queue of queues) {
+        own.add(keyOf(queue));
+        addPoked(queue);
+      }
       start();
     },
     found(heads) {

@@ -470,7 +470,7 @@ export function createWorker(deps: WorkerDeps) {
   function lineGoesOn(delivery: ClaimedDelivery, record: DeliveryRecord, isWritten: boolean): void {
     const goesOn = isWritten && letsLineGoOn(record) && !stopping;
     const mayHaveMore = lines.done(delivery, goesOn);
-    if (mayHaveMore || record.kind === 'dead') claimer.knows(delivery);
+    if (mayHaveMore || record.kind === 'dead') claimer.knows([delivery]);
     pump();
   }
 
@@ -506,7 +506,7 @@ export function createWorker(deps: WorkerDeps) {
     },
     /** These queues have something due; undefined: some queue may have. */
     poke: claimer.poke,
-    /** This queue has something due that nobody else was told of. */
+    /** These queues have something due that nobody else was told of. */
     knows: claimer.knows,
     /** These queues have something due that was not found where claims go on. */
     found: claimer.found,

@@ -14,7 +14,7 @@ function tell(workerCount: number, hasWorker: boolean): unknown[] {
   const ready = createReady({
     worker: () =>
       hasWorker
-        ? { knows: (queue) => told.push(['knows', queue]), poke: (queues) => told.push(['poke', queues]) }
+        ? { knows: (queues) => told.push(['knows', queues]), poke: (queues) => told.push(['poke', queues]) }
         : undefined,
     standings: () => ({ api: standing, worker: standing }),
     notifier: { ready: (queues) => told.push(['others', [...queues]]) },
@@ -24,7 +24,7 @@ function tell(workerCount: number, hasWorker: boolean): unknown[] {
 }
 
 test('a worker that is alone is told that nobody else was', () => {
-  expect(tell(1, true)).toEqual(QUEUES.map((queue) => ['knows', queue]));
+  expect(tell(1, true)).toEqual([['knows', QUEUES]]);
 });
 
 test('beside others, all are told', () => {

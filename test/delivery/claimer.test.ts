@@ -197,13 +197,14 @@ test('a claim asks for each queue once, however unevenly they are spread over te
 });
 
 /** One that has stepped back, on a clock of the test's: what each second of hints made it claim. */
-function setupBack(stored: number[], cap: number) {
+function setupBack(stored: number[], cap: number, { room = 1, onClaimed = (): void => {} } = {}) {
   vi.useFakeTimers();
   onTestFinished(() => void vi.useRealTimers());
   const state = { isBack: true };
-  const { claimer, claims, accepted, heads, wanted, failOnce } = setup(stored, 1, {
+  const { claimer, claims, accepted, heads, wanted, failOnce } = setup(stored, room, {
     stepsBack: () => state.isBack,
     cap,
+    onClaimed,
   });
   const second = async () => {
     claimer.poke([queue]);
@@ -253,7 +254,7 @@ test('what only it was told of it does not leave: a retry of its own, what it is
   expect(claims).toEqual([]);
   await vi.advanceTimersByTimeAsync(10);
   expect(accepted).toEqual([1]);
-  claimer.knows(queue);
+  claimer.knows([queue]);
   await vi.advanceTimersByTimeAsync(10);
   expect(accepted).toEqual([1, 2]);
   claimer.found([{ ...queue, dueAtMs: 3, dueInMs: -1 }]);
@@ -262,6 +263,29 @@ test('what only it was told of it does not leave: a retry of its own, what it is
   claimer.poke([queue]);
   await vi.advanceTimersByTimeAsync(10);
   expect(accepted).toEqual([1, 2, 3]);
+});
+
+test('queues that it is told of at once go into one claim', async () => {
+  const { claimer, wanted } = setupBack([1], Number.POSITIVE_INFINITY, { room: 10 });
+  await vi.advanceTimersByTimeAsync(100);
+  claimer.knows(['sub_1', 'sub_2'].map((id) => ({ ...queue, subscriptionId: id as SubscriptionId })));
+  await vi.advanceTimersByTimeAsync(10);
+  expect(wanted[0]).toEqual(['a/sub_1', 'a/sub_2']);
+});
+
+test('what only it was told of while that queue was claimed from is not left either', async () => {
+  const stored = [1];
+  const { claimer, accepted } = setupBack(stored, Number.POSITIVE_INFINITY, {
+    onClaimed() {
+      if (accepted.length > 0 || stored.length > 0) return;
+      stored.push(2);
+      claimer.knows([queue]);
+    },
+  });
+  await vi.advanceTimersByTimeAsync(100);
+  claimer.knows([queue]);
+  await vi.advanceTimersByTimeAsync(10);
+  expect(accepted).toEqual([1, 2]);
 });
 
 test('what it takes of what others have is of any queue on any page, not of the first ones again and again', async () => {

@@ -6,6 +6,13 @@ import { eventually } from '../support/eventually.ts';
 import { startTestInstance, type TestInstance } from '../support/instance.ts';
 import { startReceiver } from '../support/receiver.ts';
 
+const once = {
+  schedule: {
+    case: 'exponential' as const,
+    value: { base: { seconds: 1n }, cap: { seconds: 1n }, factor: 1, maxAttempts: 1 },
+  },
+};
+
 const publish = ({ clients }: TestInstance, orderingKey: string) =>
   clients().publish.publish({
     tenantId: 'acme',
@@ -38,4 +45,32 @@ test('a process whose worker is the only one keeps what is due to itself, one th
   await eventually(() => expect(told).toContain('the end'));
   expect(told).toHaveLength(2);
   expect(told[0]).toMatch(new RegExp(`^acme/${subscription!.subscriptionId}/[0-9a-f-]{36}$`));
+});
+
+test('what is due only once the worker of a process has stopped is told to others', async () => {
+  await using database = await cloneDatabase();
+  await using receiver = await startReceiver();
+  const told: string[] = [];
+  database.owner.on('notification', ({ payload = '' }) => told.push(payload));
+  await database.owner.query('LISTEN dispatch_ready');
+  const instance = await startTestInstance({}, database);
+  const { tenants, subscriptions, deadLetters } = instance.clients();
+  await tenants.createTenant({ tenant: { tenantId: 'acme' } });
+  receiver.answer = () => ({ status: 500 });
+  const subscription = { url: receiver.url, eventTypes: ['order.*'], retryPolicy: once };
+  await subscriptions.createSubscription({ tenantId: 'acme', subscription });
+  const { subscription: ofOurOwn } = await subscriptions.createSubscription({
+    tenantId: 'acme',
+    subscription: { url: receiver.url, eventTypes: ['dispatch.**'] },
+  });
+  await publish(instance, '');
+  await eventually(async () => {
+    expect((await deadLetters.listDeadLetters({ tenantId: 'acme' })).deadLetters).toHaveLength(1);
+  });
+  // What died is reported each 5 s, and at the end.
+  await instance[Symbol.asyncDispose]();
+  await database.owner.query("SELECT pg_notify('dispatch_ready', 'the end')");
+  await eventually(() => expect(told).toContain('the end'));
+  const isTold = told.some((payload) => payload.startsWith(`acme/${ofOurOwn!.subscriptionId}/`));
+  expect(isTold || receiver.received.length > 1).toBe(true);
 });
