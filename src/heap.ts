@@ -8,5 +8,5 @@ v8.setFlagsFromString('--no-allocation-site-pretenuring');
 
 // How much may become old garbage between two full collections, as a part of what lives, V8 reckons from how fast that comes: here
 // slowly, so it lets the heap grow by a tenth, which is 5 MB, and collects all of it each five seconds. That takes 10 to 30 ms of this
-// thread and both cores of a small host for longer. So: as much again as what lives (ADR 0037).
-v8.setFlagsFromString('--heap-growing-percent=100');
+// thread and both cores of a small host for longer. So: half of what lives (ADR 0037).
+v8.setFlagsFromString('--heap-growing-percent=50');
