@@ -12,6 +12,8 @@ import {
   type Wanted,
 } from '../storage/claims.ts';
 import type { QueueHead, Walk, WalkPosition } from '../storage/walk.ts';
+import { createDueQueues } from './due-queues.ts';
+import { placesFor } from './scheduler.ts';
 import { createTimetable } from './timetable.ts';
 
 /** How a queue may be claimed from now. */
@@ -40,6 +42,8 @@ export type ClaimerDeps = {
   /** Deliveries of a queue that wait in this process. */
   readonly waiting: (tenantId: TenantId, subscriptionId: SubscriptionId) => number;
   readonly totalRoom: () => number;
+  /** Places that a tenant may still take of its share. */
+  readonly tenantRoom: (tenantId: TenantId) => number;
   /** Room for fewer than this is not worth a claim. */
   readonly worthwhile: number;
   /** `later`: what it depends on takes long to read; the queue is poked once it is there. */
@@ -66,6 +70,8 @@ export type Claimer = {
   readonly found: (heads: readonly QueueHead[]) => void;
   /** A queue will have something due after a time. */
   readonly later: (queue: QueueKey, dueInMs: number) => void;
+  /** A delivery of a queue waits here no more, or a place that was held for one is given back. */
+  readonly freed: (tenantId: TenantId, subscriptionId: SubscriptionId) => void;
   /** Room has come free: goes on with the queues that had more. */
   readonly resume: () => void;
   /** No more claims; resolves when the last one is in. */
@@ -356,7 +362,8 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
     takesAll = false;
     const found: Planned[] = [];
     const seen = new Set<string>();
-    let looks = Math.min(MAX_LOOKS, due.count());
+    due.wake(total, deps.tenantRoom);
+    let looks = Math.min(MAX_LOOKS, due.readyCount());
     let expected = 0;
     let leftCount = 0;
     for (; looks > 0 && found.length < MAX_QUEUES && expected < total; looks--) {
@@ -384,9 +391,16 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
         continue;
       }
       const { tenantId, subscriptionId } = queue;
-      const free = plan.cap - deps.waiting(tenantId, subscriptionId);
+      const waiting = deps.waiting(tenantId, subscriptionId);
+      const free = plan.cap - waiting;
       const room = Math.min(deps.room(tenantId, subscriptionId, plan.perRequest), free, MAX_CLAIM);
-      if (room < Math.min(deps.worthwhile, Math.ceil(plan.cap / 4))) continue;
+      const least = Math.min(deps.worthwhile, Math.ceil(plan.cap / 4));
+      if (room < least) {
+        const needs = { ofTenant: placesFor(least, waiting), ofAll: least };
+        const hasPlaces = deps.tenantRoom(tenantId) >= needs.ofTenant && total >= least;
+        due.rest(queue, free < least || hasPlaces ? undefined : needs);
+        continue;
+      }
       found.push({ tenantId, subscriptionId, plan, room });
       const hadMore = (reached.get(keyOf(queue))?.untilMs ?? 0) > 0;
       expected += hadMore ? Math.min(room, MANY) : FEW;
@@ -421,11 +435,13 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
       own.add(keyOf(queue));
       later.add(queue, dueInMs);
     },
+    freed: due.freed,
     resume() {
+      if (due.readyCount() === 0 && due.shortCount() === 0) return;
       // Right after a round that found nothing to claim, there is nothing to look at again for every delivery that
       // ends: a few milliseconds later is soon enough.
-      if (due.count() > 0 && performance.now() - emptyAt >= RESUME_MS) start();
-      else if (due.count() > 0 && running === undefined) startSoon();
+      if (performance.now() - emptyAt >= RESUME_MS) start();
+      else if (running === undefined) startSoon();
     },
     async stop() {
       stopped = true;
@@ -462,42 +478,4 @@ function shareOut(queues: readonly Planned[], total: number): Planned[] {
     shared.push({ ...queue, room });
   }
   return shared;
-}
-
-/** Queues that are due: next() goes round over the tenants, and over the queues of each. */
-function createDueQueues() {
-  const tenants = new Map<TenantId, Map<SubscriptionId, QueueKey>>();
-  let count = 0;
-  return {
-    count: () => count,
-    add({ tenantId, subscriptionId }: QueueKey): void {
-      let queues = tenants.get(tenantId);
-      if (queues === undefined) {
-        queues = new Map();
-        tenants.set(tenantId, queues);
-      }
-      if (queues.has(subscriptionId)) return;
-      queues.set(subscriptionId, { tenantId, subscriptionId });
-      count++;
-    },
-    delete({ tenantId, subscriptionId }: QueueKey): void {
-      const queues = tenants.get(tenantId);
-      if (queues?.delete(subscriptionId) !== true) return;
-      count--;
-      if (queues.size === 0) tenants.delete(tenantId);
-    },
-    next(): QueueKey | undefined {
-      for (const [tenantId, queues] of tenants) {
-        for (const [subscriptionId, queue] of queues) {
-          // The first become the last.
-          queues.delete(subscriptionId);
-          queues.set(subscriptionId, queue);
-          tenants.delete(tenantId);
-          tenants.set(tenantId, queues);
-          return queue;
-        }
-      }
-      return undefined;
-    },
-  };
 }

@@ -45,6 +45,9 @@ export function limitsFor(maxInFlight: number): SchedulerLimits {
 /** What one may have of `max`, of which others have `others`: half of what is left, at least one. */
 export const shareOf = (max: number, others: number): number => Math.max(1, Math.ceil((max - others) / 2));
 
+/** Places that a tenant must have left of its share for a queue of it that has `waiting` here to have `count` more. */
+export const placesFor = (count: number, waiting: number): number => 2 * count + waiting - 1;
+
 /** A turn of a tenant of weight 1 is worth this: a delivery costs 1, and 1 more for each 16 KiB of its body. */
 const QUANTUM = 1;
 const COST_BYTES = 16 * 1024;
@@ -145,6 +148,8 @@ export type SchedulerDeps = {
   readonly now: () => number;
   /** A tenant's part beside the others: 1 or more. */
   readonly weightOf: (tenantId: TenantId) => number;
+  /** A delivery of a queue waits here no more, or a place that was held for one is given back. */
+  readonly onFreed: (tenantId: TenantId, subscriptionId: SubscriptionId) => void;
   /** A delivery waits here no more, and nobody gives it back: its lease runs out. */
   readonly onDropped: (delivery: ClaimedDelivery) => void;
   /** A delivery waits here no more, and is to be given back. */
@@ -286,6 +291,7 @@ export function createScheduler(limits: SchedulerLimits, deps: SchedulerDeps) {
     queue.tenant.held--;
     if (delivery.place === undefined) queue.claimed--;
     addBytes(queue, -delivery.event.payload.length);
+    deps.onFreed(queue.tenant.tenantId, queue.subscriptionId);
     return delivery;
   }
 
@@ -311,10 +317,13 @@ export function createScheduler(limits: SchedulerLimits, deps: SchedulerDeps) {
     );
   }
 
+  /** Places of a tenant that has `held`. */
+  const tenantShareOfRoom = (held: number) => shareOf(limits.maxWaiting, waitingCount + placeCount - held);
+
   function roomOf(tenant: TenantQueues | undefined, queue: Queue | undefined): number {
     const used = queue === undefined ? 0 : queue.waiting.size + queue.reserved + queue.behind;
     const held = tenant?.held ?? 0;
-    const ofTenant = shareOf(limits.maxWaiting, waitingCount + placeCount - held);
+    const ofTenant = tenantShareOfRoom(held);
     const ofQueue = shareOf(ofTenant, held - used);
     return Math.max(0, Math.min(totalRoom(), ofTenant - held, ofQueue - used));
   }
@@ -367,6 +376,12 @@ export function createScheduler(limits: SchedulerLimits, deps: SchedulerDeps) {
     /** How many more there is room for in all. */
     totalRoom,
 
+    /** How many more a tenant may have of its share of all places. */
+    tenantRoom(tenantId: TenantId): number {
+      const held = tenants.get(tenantId)?.held ?? 0;
+      return tenantShareOfRoom(held) - held;
+    },
+
     /** Holds a place for one delivery, if there is room: until it is offered there, or the place is given back. */
     reserve(tenantId: TenantId, subscriptionId: SubscriptionId): Queue | undefined {
       const queue = queueOf(tenantId, subscriptionId);
@@ -384,6 +399,7 @@ export function createScheduler(limits: SchedulerLimits, deps: SchedulerDeps) {
       const queue = place as Queue;
       queue.reserved--;
       addPlaces(queue, -1);
+      deps.onFreed(queue.tenant.tenantId, queue.subscriptionId);
       forgetIfEmpty(queue);
     },
 
@@ -401,6 +417,7 @@ export function createScheduler(limits: SchedulerLimits, deps: SchedulerDeps) {
       queue.behind--;
       addPlaces(queue, -1);
       addBytes(queue, -delivery.event.payload.length);
+      deps.onFreed(delivery.tenantId, delivery.subscriptionId);
       forgetIfEmpty(queue);
     },
 

@@ -105,6 +105,7 @@ export function createWorker(deps: WorkerDeps) {
   const scheduler = createScheduler(limits, {
     now: deps.monotonic,
     weightOf: (tenantId) => deps.configs.peek(tenantId)?.quota.weight ?? 1,
+    onFreed: (tenantId, subscriptionId) => claimer.freed(tenantId, subscriptionId),
     onDropped: (delivery) => lines.dropped(delivery),
     onGivenBack: (delivery) => {
       lines.done(delivery, false);
@@ -141,6 +142,7 @@ export function createWorker(deps: WorkerDeps) {
     room: scheduler.room,
     waiting: scheduler.waitingOf,
     totalRoom: scheduler.totalRoom,
+    tenantRoom: scheduler.tenantRoom,
     worthwhile: worthwhileOf(deps.maxInFlight),
     planOf,
     foundNothing: (queue) => deps.gates.unused(queue.subscriptionId),

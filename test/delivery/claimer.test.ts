@@ -3,7 +3,7 @@ import { expect, onTestFinished, test, vi } from 'vitest';
 import { type ClaimerDeps, createClaimer } from '../../src/delivery/claimer.ts';
 import type { ClaimedDelivery } from '../../src/domain/delivery.ts';
 import type { SubscriptionId, TenantId } from '../../src/domain/ids.ts';
-import type { Wanted } from '../../src/storage/claims.ts';
+import type { QueueKey, Wanted } from '../../src/storage/claims.ts';
 import type { QueueHead, WalkPosition } from '../../src/storage/walk.ts';
 
 /** Queues on a page of a walk. */
@@ -21,13 +21,15 @@ function setup(
     cap = 1_000,
     mayClaim = (): boolean => true,
     onClaimed = (): void => {},
+    places = { room: (): number => room, waiting: (): number => 0, ofTenant: (): number => room },
   } = {},
 ) {
   const claims: { readonly after: number | undefined; readonly brought: number[] }[] = [];
   const accepted: number[] = [];
   const heads: QueueHead[] = [];
-  /** The queues of each claim. */
+  /** The queues of each claim, and those that were looked at for one. */
   const wanted: string[][] = [];
+  const looks: QueueKey[] = [];
   let onAccepted = (): void => {};
   let fails = false;
   const failOnce = () => {
@@ -58,11 +60,15 @@ function setup(
     },
     claimLines: async () => nothing,
     claimLeftovers: async () => nothing,
-    room: () => room,
-    waiting: () => 0,
+    room: places.room,
+    waiting: places.waiting,
     totalRoom: () => room,
+    tenantRoom: places.ofTenant,
     worthwhile: 1,
-    planOf: async () => ({ cap, perLine: 0, perRequest: 1 }),
+    planOf: async (of) => {
+      looks.push(of);
+      return { cap, perLine: 0, perRequest: 1 };
+    },
     foundNothing: () => onAccepted(),
     accept: (deliveries) => {
       accepted.push(...deliveries.map((d) => d.dueAtMs));
@@ -84,7 +90,7 @@ function setup(
         if (isDone()) done();
       };
     });
-  return { claimer, stored, claims, accepted, heads, wanted, until, failOnce };
+  return { claimer, stored, claims, accepted, heads, wanted, looks, until, failOnce };
 }
 
 test('a claim goes on where the last one ended, and the one after a short one looks back', async () => {
@@ -194,6 +200,75 @@ test('a claim asks for each queue once, however unevenly they are spread over te
   claimer.poke([...many, one]);
   await isDone;
   for (const keys of wanted) expect(new Set(keys).size).toBe(keys.length);
+});
+
+/** A claimer of one queue with four deliveries, on a clock of the test's; `of` is what there is room for. */
+function setupFull(of: { room: number; waiting: number; ofTenant: number }, cap?: number) {
+  vi.useFakeTimers();
+  onTestFinished(() => void vi.useRealTimers());
+  const places = { room: () => of.room, waiting: () => of.waiting, ofTenant: () => of.ofTenant };
+  const { claimer, claims, heads, looks } = setup([1, 2, 3, 4], 100, {
+    places,
+    ...(cap === undefined ? {} : { cap }),
+  });
+  /** How often the queue is looked at while deliveries of others end for half a second. */
+  const pass = async () => {
+    const before = looks.length;
+    for (let ms = 0; ms < 500; ms += 2) {
+      claimer.resume();
+      await vi.advanceTimersByTimeAsync(2);
+    }
+    return looks.length - before;
+  };
+  claimer.poke([queue]);
+  return { claimer, claims, heads, looks, pass };
+}
+
+test.each([
+  ['by its own bound', { waiting: 10, ofTenant: 1_000 }, 10],
+  ['by its own bound, and its tenant has no places', { waiting: 10, ofTenant: 0 }, 10],
+  ['by what was claimed of it', { waiting: 10, ofTenant: 1_000 }, Number.POSITIVE_INFINITY],
+] as const)(
+  'a queue that is full %s is looked at once, and again when one of its own has left, whatever ends of others',
+  async (_, of, cap) => {
+    const now = { ...of, room: 0 } as { room: number; waiting: number; ofTenant: number };
+    const { claimer, claims, pass } = setupFull(now, cap);
+    expect(await pass()).toBe(1);
+    now.ofTenant = 2_000;
+    expect(await pass()).toBe(0);
+    claimer.freed(queue.tenantId, queue.subscriptionId);
+    expect(await pass()).toBe(1);
+    now.room = 9;
+    now.waiting = 0;
+    claimer.freed(queue.tenantId, queue.subscriptionId);
+    await pass();
+    expect(claims.flatMap(({ brought }) => brought)).toEqual([1, 2, 3, 4]);
+  },
+);
+
+test('a queue that its tenant has no places for is looked at again when there are, though nothing of its own ends', async () => {
+  const of = { room: 0, waiting: 3, ofTenant: 0 };
+  const { claims, pass } = setupFull(of);
+  expect(await pass()).toBe(1);
+  of.ofTenant = 3;
+  expect(await pass()).toBe(0);
+  of.ofTenant = 4; // half of these and its own three, less what it has
+  of.room = 1;
+  await pass();
+  expect(claims.flatMap(({ brought }) => brought)).toEqual([1, 2, 3, 4]);
+});
+
+test('a hint or a walk makes it look at a queue that is full', async () => {
+  const of = { room: 0, waiting: 10, ofTenant: 1_000 };
+  const { claimer, heads, looks, pass } = setupFull(of, 10);
+  await pass();
+  claimer.poke([queue]);
+  await pass();
+  expect(looks).toHaveLength(2);
+  heads.push({ ...queue, dueAtMs: 1, dueInMs: -1 });
+  claimer.poke(undefined);
+  await pass();
+  expect(looks).toHaveLength(3);
 });
 
 /** One that has stepped back, on a clock of the test's: what each second of hints made it claim. */

@@ -42,11 +42,12 @@ function delivery(tenant: string, subscription: string, bytes = 10): ClaimedDeli
 const createScheduler = (
   bounds: SchedulerLimits,
   weights: Readonly<Record<string, number>> = {},
-  told: Partial<Pick<SchedulerDeps, 'onDropped' | 'onGivenBack'>> = {},
+  told: Partial<Pick<SchedulerDeps, 'onFreed' | 'onDropped' | 'onGivenBack'>> = {},
 ) =>
   create(bounds, {
     now: () => 0,
     weightOf: (tenantId) => weights[tenantId] ?? 1,
+    onFreed: () => {},
     onDropped: () => {},
     onGivenBack: () => {},
     ...told,
@@ -259,6 +260,25 @@ describe('the scheduler', () => {
     for (const place of places) scheduler.unreserve(place);
     scheduler.leaveBehind(behind);
     expect([scheduler.room(a, x, 1), scheduler.waitingOf(a, x)]).toEqual([before, 0]);
+  });
+
+  test('says of which queue a delivery or a held place has left, whichever way it went', () => {
+    const freed: string[] = [];
+    const onFreed = (tenantId: TenantId, subscriptionId: SubscriptionId) =>
+      void freed.push(`${tenantId}/${subscriptionId}`);
+    const scheduler = createScheduler(limits(), {}, { onFreed });
+    const queues = ['next', 'along', 'dropped', 'place', 'behind'];
+    const all = queues.map((subscription) => delivery('a', subscription));
+    for (const d of all.slice(0, 3)) scheduler.offer(d);
+    scheduler.holdBehind(all[4]!);
+    const place = scheduler.reserve(all[3]!.tenantId, all[3]!.subscriptionId)!;
+    expect(freed).toEqual([]);
+    expect(name(scheduler.next())).toBe('a/next');
+    scheduler.takeAlong(all[1]!.tenantId, all[1]!.subscriptionId, () => true);
+    scheduler.next(() => 'drop');
+    scheduler.unreserve(place);
+    scheduler.leaveBehind(all[4]!);
+    expect(freed).toEqual(queues.map((subscription) => `a/${subscription}`));
   });
 
   test('what is taken along in a request waits no more, and leaves nothing behind it', () => {
