@@ -6,6 +6,7 @@ import { Client, type Dispatcher, Pool } from 'undici';
 import type { EndpointTls } from '../domain/credentials.ts';
 import type { AttemptTiming, ErrorClass, SendOutcome } from '../domain/delivery.ts';
 import { type Connect, type ConnectionTiming, timingOf } from './connector.ts';
+import { createOverdue, type Overdue } from './overdue.ts';
 
 /** How much of a response body is kept. */
 export const MAX_RESPONSE_BYTES = 64 * 1024;
@@ -44,7 +45,7 @@ const SEND_HEADERS = 'undici:client:sendHeaders';
 
 /** Sends requests. Disposing it waits for nothing: end what is in flight first. */
 export type Sender = AsyncDisposable & {
-  /** Sends one request; `done` is called exactly once, at the deadline at the latest. */
+  /** Sends one request; `done` is called exactly once, within a second of the deadline at the latest: what comes after it does not count. */
   readonly send: (request: SignedRequest, done: (result: SendOutcome) => void) => void;
   /** Origins with an open pool. */
   readonly poolCount: () => number;
@@ -77,8 +78,13 @@ export function createSender(connect: Connect, now: () => number): Sender {
     socket.prependListener('readable', () => carrier.waiting?.boundHead());
   };
   subscribe(SEND_HEADERS, onSendHeaders);
-  const starts = (exchange: Exchange): void => {
-    starting = exchange;
+  const overdue = createOverdue(now);
+  const deps: ExchangeDeps = {
+    now,
+    overdue,
+    starts(exchange) {
+      starting = exchange;
+    },
   };
 
   function closeIdle(before: number): void {
@@ -121,7 +127,7 @@ export function createSender(connect: Connect, now: () => number): Sender {
       void client.destroy();
       done(result);
     };
-    dispatch(client, request, new Exchange(leftMs, nowMs, now, starts, settle));
+    dispatch(client, request, new Exchange(deps, leftMs, nowMs, settle));
   }
 
   return {
@@ -131,7 +137,7 @@ export function createSender(connect: Connect, now: () => number): Sender {
       const open = poolOf(request);
       open.inFlight++;
       open.usedAtMs = startedAtMs;
-      const exchange = new Exchange(request.timeoutMs, startedAtMs, now, starts, ({ result, isRace }) => {
+      const exchange = new Exchange(deps, request.timeoutMs, startedAtMs, ({ result, isRace }) => {
         open.inFlight--;
         if (isRace) sendAgain(request, startedAtMs, done);
         else done(result);
@@ -141,6 +147,7 @@ export function createSender(connect: Connect, now: () => number): Sender {
     async [Symbol.asyncDispose]() {
       unsubscribe(SEND_HEADERS, onSendHeaders);
       clearInterval(sweep);
+      overdue[Symbol.dispose]();
       await Promise.all([...pools.values()].map((open) => open.pool.destroy()));
       pools.clear();
     },
@@ -157,13 +164,19 @@ type Settled = { readonly result: SendOutcome; readonly isRace: boolean };
 /** A connection, and the exchange on it whose response's head is not complete. */
 type Carrier = { waiting: Exchange | undefined };
 
-/** One request and its response. States: waiting → (response started →) settled, exactly once. */
+type ExchangeDeps = {
+  readonly now: () => number;
+  readonly overdue: Overdue;
+  /** Hears that an exchange starts, right before its headers are sent. */
+  readonly starts: (exchange: Exchange) => void;
+};
+
+/** One request and its response. States: waiting → (response started →) (overdue →) settled, exactly once. */
 class Exchange implements Dispatcher.DispatchHandler {
+  readonly #deps: ExchangeDeps;
   readonly #settle: (settled: Settled) => void;
   readonly #timer: NodeJS.Timeout;
-  readonly #now: () => number;
   readonly #startedAtMs: number;
-  readonly #starts: (exchange: Exchange) => void;
   #socket: Socket | undefined;
   #carrier: Carrier | undefined;
   #bytesBefore = 0;
@@ -178,31 +191,30 @@ class Exchange implements Dispatcher.DispatchHandler {
   #retryAfter: string | undefined;
   #chunks: Buffer[] = [];
   #bodyBytes = 0;
+  /** Of one that is overdue: its result, whatever comes now. */
+  #late: SendOutcome | undefined;
 
-  /** `starts` hears that it starts, right before its headers are sent. */
   constructor(
+    deps: ExchangeDeps,
     timeoutMs: number,
     startedAtMs: number,
-    now: () => number,
-    starts: (exchange: Exchange) => void,
     settle: (settled: Settled) => void,
   ) {
+    this.#deps = deps;
     this.#settle = settle;
-    this.#now = now;
-    this.#starts = starts;
     this.#startedAtMs = startedAtMs;
     // Timers run before sockets are read: what has come by its time counts, however late that is noticed.
     this.#timer = setTimeout(() => {
-      const noticedAtMs = now();
+      const noticedAtMs = deps.now();
       setImmediate(() => this.#expire(timeoutMs, noticedAtMs));
     }, timeoutMs);
   }
 
   onRequestStart(controller: Dispatcher.DispatchController): void {
     this.#controller = controller;
-    if (this.#settled)
+    if (this.#settled || this.#late !== undefined)
       controller.abort(new Error('the deadline passed while the request waited for a connection'));
-    else this.#starts(this);
+    else this.#deps.starts(this);
   }
 
   /** Over a connection that was made for it, or that others were sent over before. */
@@ -220,7 +232,7 @@ class Exchange implements Dispatcher.DispatchHandler {
   }
 
   onResponseStarted(): void {
-    this.#firstByteUs ??= Math.round((this.#now() - this.#startedAtMs) * 1000);
+    this.#firstByteUs ??= Math.round((this.#deps.now() - this.#startedAtMs) * 1000);
   }
 
   /** Ends a response whose head goes on and on. */
@@ -293,14 +305,17 @@ class Exchange implements Dispatcher.DispatchHandler {
 
   #expire(timeoutMs: number, noticedAtMs: number): void {
     if (this.#settled) return;
-    if (noticedAtMs - this.#startedAtMs - timeoutMs > STALL_MS) {
-      this.#finish({ kind: 'stalled' });
-      this.#controller?.abort(new Error('this process stood still past the deadline'));
-      return;
-    }
+    const isStalled = noticedAtMs - this.#startedAtMs - timeoutMs > STALL_MS;
     const message = `no complete response within ${timeoutMs / 1000} s`;
-    this.#finish({ kind: 'failure', errorClass: 'timeout', message, timing: this.#timing() });
-    this.#controller?.abort(new Error(message));
+    const late: SendOutcome = isStalled
+      ? { kind: 'stalled' }
+      : { kind: 'failure', errorClass: 'timeout', message, timing: this.#timing() };
+    this.#late = late;
+    this.#deps.overdue.add(() => {
+      if (this.#settled) return;
+      this.#finish(late);
+      this.#controller?.abort(new Error(isStalled ? 'this process stood still past the deadline' : message));
+    });
   }
 
   #finish(result: SendOutcome, isRace = false): void {
@@ -308,7 +323,7 @@ class Exchange implements Dispatcher.DispatchHandler {
     this.#settled = true;
     clearTimeout(this.#timer);
     this.#headEnds();
-    this.#settle({ result, isRace });
+    this.#settle(this.#late === undefined ? { result, isRace } : { result: this.#late, isRace: false });
   }
 }
 

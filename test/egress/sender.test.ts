@@ -1,11 +1,12 @@
 // What the sender takes from an endpoint that does not stop, and what it makes of a process that stood still.
 import { subscribe, unsubscribe } from 'node:diagnostics_channel';
+import { createServer as createHttpServer, type ServerResponse } from 'node:http';
 import { type AddressInfo, createServer, type Socket } from 'node:net';
 import { setTimeout as wait } from 'node:timers/promises';
 import { Worker } from 'node:worker_threads';
-import { expect, onTestFinished, test } from 'vitest';
+import { expect, onTestFinished, test, vi } from 'vitest';
 import type { SendOutcome } from '../../src/domain/delivery.ts';
-import { createConnect } from '../../src/egress/connector.ts';
+import { type Connect, createConnect } from '../../src/egress/connector.ts';
 import { createAddressGuard } from '../../src/egress/guard.ts';
 import { createResolver } from '../../src/egress/resolver.ts';
 import { createSender } from '../../src/egress/sender.ts';
@@ -136,4 +137,76 @@ test.each([
   await new Promise((done) => setImmediate(done)); // timers come next
   Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, stillMs);
   expect(await settled).toMatchObject(expected);
+});
+
+/** A server that holds its answers; `requests` are those it has. */
+async function startHolding() {
+  const requests: ServerResponse[] = [];
+  const server = createHttpServer((request, response) => {
+    request.resume();
+    requests.push(response);
+  });
+  await new Promise<void>((done) => server.listen(0, '127.0.0.1', done));
+  onTestFinished(() => {
+    server.closeAllConnections();
+    server.close();
+  });
+  const origin = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
+  const request = { origin, path: '/', headers: [], body: Buffer.from('{}'), tlsId: '', tls: undefined };
+  return { requests, request };
+}
+
+test('of many requests that pass their deadline together none takes an answer that came after it, or is sent twice', async () => {
+  const { requests, request } = await startHolding();
+  const guard = createAddressGuard(['127.0.0.0/8']);
+  await using sender = createSender(createConnect(guard, createResolver([])), () => performance.now());
+  const sendMany = (timeoutMs: number) =>
+    Promise.all(
+      Array.from(
+        { length: 200 },
+        () => new Promise<SendOutcome>((done) => sender.send({ ...request, timeoutMs }, done)),
+      ),
+    );
+  const first = sendMany(30_000);
+  await vi.waitUntil(() => requests.length === 200);
+  const used = new Set(requests.map(({ socket }) => socket));
+  for (const response of requests) response.end('in time');
+  for (const result of await first) expect(result).toMatchObject({ kind: 'response' });
+  // The next ones go over connections that are kept alive, which are there a turn of the event loop later.
+  for (let i = 0; i < 3; i++) await new Promise((done) => setImmediate(done));
+  const second = sendMany(400);
+  // Timers go off in the order of their times: by this one all deadlines have passed.
+  await wait(450);
+  expect(requests).toHaveLength(400);
+  expect(
+    requests.slice(200).filter(({ socket }) => socket !== null && used.has(socket)).length,
+  ).toBeGreaterThan(100);
+  for (const [i, response] of requests.slice(200).entries()) {
+    if (i % 2 === 0) response.end('too late');
+    else response.socket?.destroy();
+  }
+  for (const result of await second) expect(result).toMatchObject({ kind: 'failure', errorClass: 'timeout' });
+  expect(requests).toHaveLength(400);
+});
+
+test('what gets its connection after its deadline is not sent', async () => {
+  const { requests, request } = await startHolding();
+  const guard = createAddressGuard(['127.0.0.0/8']);
+  const usual = createConnect(guard, createResolver([]));
+  let open = (): void => {};
+  const isOpen = new Promise<void>((done) => {
+    open = done;
+  });
+  const connect: Connect = (tls) => (options, callback) =>
+    void isOpen.then(() => usual(tls)(options, callback));
+  await using sender = createSender(connect, () => performance.now());
+  const all = Array.from(
+    { length: 50 },
+    () => new Promise<SendOutcome>((done) => sender.send({ ...request, timeoutMs: 100 }, done)),
+  );
+  await all[0];
+  await wait(50); // the others' have passed
+  open();
+  for (const result of await Promise.all(all)) expect(result).toMatchObject({ errorClass: 'timeout' });
+  expect(requests).toHaveLength(0);
 });
