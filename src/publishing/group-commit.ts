@@ -16,6 +16,7 @@ import type { TenantConfig } from '../storage/read-config.ts';
 import { type ConfigReadsDeps, createConfigReads } from './config-reads.ts';
 import { createEventQuotas } from './event-quotas.ts';
 import { handOver, type Lease } from './hand-over.ts';
+import { heldUp, tenantsOfLarge } from './held-up.ts';
 import { bytesOf, duplicateOutcome, type Item, type Matched, type PublishOutcome, refuse } from './item.ts';
 import { createMatching, type MatchingDeps } from './matching.ts';
 import { createNearLimits } from './near-limits.ts';
@@ -86,15 +87,38 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
     while (queue.length > 0 && (commitCount() === 0 || (lanes.length > 0 && queue.length >= BESIDE))) {
       const items = take();
       if (items.length === 0) return; // all of it waits for a commit that is under way
-      const lane = lanes.pop()!;
-      const marked = markOrdered(items);
-      void commit(items, lane).finally(() => {
-        for (const tenantId of marked) committing.delete(tenantId);
-        lanes.push(lane);
-        pump();
-        wakeIfIdle();
-      });
+      begin(items);
     }
+    if (queue.length === 0 || large.size === 0 || lanes.length === 0) return;
+    const items = takeHeldUp();
+    if (items.length > 0) begin(items);
+  }
+
+  function begin(items: readonly Item[]): void {
+    const lane = lanes.pop()!;
+    const marked = markOrdered(items);
+    const tenants = tenantsOfLarge(items);
+    if (tenants !== undefined) large.add(tenants);
+    void commit(items, lane).finally(() => {
+      for (const tenantId of marked) committing.delete(tenantId);
+      if (tenants !== undefined) large.delete(tenants);
+      lanes.push(lane);
+      pump();
+      wakeIfIdle();
+    });
+  }
+
+  /** Tenants of the large commits that are under way. */
+  const large = new Set<ReadonlySet<TenantId>>();
+
+  /** Less than BESIDE waits. */
+  function takeHeldUp(): readonly Item[] {
+    const isBusy = (tenantId: TenantId) =>
+      committing.has(tenantId) || [...large].some((tenants) => tenants.has(tenantId));
+    const { items, rest } = heldUp(queue, isBusy);
+    queue = rest;
+    queuedBytes -= bytesOf(items);
+    return items;
   }
 
   function wakeIfIdle(): void {
@@ -379,7 +403,7 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
       });
       // The microtask lets the events of one request, and of requests read in one turn, go into one commit: a commit has a
       // row to write for each of its tenants, however few of their events it holds.
-      if (pumpsSoon || (commitCount() > 0 && queue.length < BESIDE)) return;
+      if (pumpsSoon || (commitCount() > 0 && queue.length < BESIDE && large.size === 0)) return;
       pumpsSoon = true;
       queueMicrotask(() => {
         pumpsSoon = false;

@@ -82,12 +82,12 @@ function start(
     onCommit: () => {},
     onError: () => {},
   });
-  const publish = (tenantId: string, type: string) =>
+  const publish = (tenantId: string, type: string, payload = Buffer.from('{}')) =>
     new Promise<PublishOutcome>((done) => {
       const event: NewEvent = {
         tenantId: tenantId as TenantId,
         type,
-        payload: Buffer.from('{}'),
+        payload,
         contentType: 'application/json',
         source: '',
         subject: '',
@@ -269,4 +269,131 @@ test('a tenant that is not there, is suspended or cannot be read is refused, wha
   expect((await outcomes).filter((o) => !o.ok).every((o) => !o.ok && o.error instanceof DispatchError)).toBe(
     true,
   );
+});
+
+/** A group commit whose first commits take until their `ends` are called; what is in each. */
+function startSlow(tenantIds: readonly string[], { slowCount = 1, isOrdered = false } = {}) {
+  const commits: string[][] = [];
+  const ends: (() => void)[] = [];
+  const ingest = async ({ events }: IngestBatch): Promise<IngestResult[]> => {
+    commits.push(events.map(({ event }) => `${event.tenantId} ${event.type}`));
+    if (commits.length <= slowCount) await new Promise<void>((done) => ends.push(done));
+    return events.map(() => ({ kind: 'stored' }));
+  };
+  const { publish } = start(
+    tenantIds.map((tenantId) => ({ ...configOf(tenantId), isOrdered })),
+    ingest,
+  );
+  const publishMany = (tenantId: string, count: number) =>
+    Array.from({ length: count }, (_, i) => publish(tenantId, `${i}`));
+  /** As many turns as a commit would need to begin, and to end. */
+  const turns = async () => {
+    for (let i = 0; i < 5; i++) await turn();
+  };
+  return { commits, ends, publish, publishMany, turns };
+}
+
+test('what others publish, if it is little, does not wait for a large commit of one tenant', async () => {
+  const { commits, ends, publish, publishMany, turns } = startSlow(['big', 'in it', 'quiet', 'five']);
+  const first = [...publishMany('big', 99), publish('in it', 'a')];
+  await turns();
+  expect(commits.map(({ length }) => length)).toEqual([100]);
+  const behind = [publish('big', 'late'), publish('in it', 'late'), ...publishMany('five', 5)];
+  const quiet = publishMany('quiet', 4);
+  expect((await Promise.all(quiet)).map(codeOf)).toEqual(['OK', 'OK', 'OK', 'OK']);
+  expect(await publish('quiet', 'again').then(codeOf)).toBe('OK');
+  await turns();
+  expect(commits.slice(1)).toEqual([['quiet 0', 'quiet 1', 'quiet 2', 'quiet 3'], ['quiet again']]);
+  ends[0]!();
+  await Promise.all([...first, ...behind]);
+  const five = [0, 1, 2, 3, 4].map((i) => `five ${i}`);
+  expect(commits.slice(3)).toEqual([['big late', 'in it late', ...five]]);
+});
+
+test('nobody goes beside a commit of many tenants, or a smaller one', async () => {
+  const many = Array.from({ length: 60 }, (_, i) => `t${i}`);
+  for (const events of [
+    many.map((tenantId) => [tenantId, 2] as const),
+    [['big', 99] as const],
+    [['big', 100] as const, ...many.slice(0, 51).map((tenantId) => [tenantId, 2] as const)],
+  ]) {
+    const { commits, ends, publish, publishMany, turns } = startSlow([...many, 'big', 'quiet']);
+    const all = events.flatMap(([tenantId, count]) => publishMany(tenantId, count));
+    await turns();
+    all.push(publish('quiet', 'a'));
+    await turns();
+    expect(commits).toHaveLength(1);
+    ends[0]!();
+    await Promise.all(all);
+    expect(commits.slice(1)).toEqual([['quiet a']]);
+  }
+});
+
+test('what has an order waits for what was before it, also beside a large commit', async () => {
+  const { commits, ends, publish, publishMany, turns } = startSlow(['big', 'a', 'b'], {
+    slowCount: 2,
+    isOrdered: true,
+  });
+  const all = publishMany('big', 100);
+  await turns();
+  all.push(publish('a', 'first'));
+  await turns();
+  all.push(publish('a', 'second'));
+  expect(await publish('b', 'first').then(codeOf)).toBe('OK');
+  await turns();
+  expect(commits.slice(1)).toEqual([['a first'], ['b first']]);
+  ends[1]!();
+  await turns();
+  expect(commits.slice(3)).toEqual([['a second']]);
+  ends[0]!();
+  await Promise.all(all);
+});
+
+test('beside a large commit no more are under way than may be, and what goes does not count among what waits', async () => {
+  const { commits, ends, publish, publishMany, turns } = startSlow(['big', 'a', 'b', 'c'], { slowCount: 3 });
+  const all = publishMany('big', 100);
+  await turns();
+  const huge = Buffer.alloc(130 * 1024 * 1024);
+  for (const tenantId of ['a', 'b', 'c']) {
+    all.push(publish(tenantId, 'huge', huge));
+    await turns();
+  }
+  expect(commits.slice(1)).toEqual([['a huge'], ['b huge']]);
+  for (const end of ends) end();
+  expect((await Promise.all(all)).map(codeOf)).toEqual(Array.from({ length: 103 }, () => 'OK'));
+});
+
+test('when the large commit has ended, others are waited for again', async () => {
+  const { commits, ends, publish, publishMany, turns } = startSlow(['big', 'small', 'quiet'], {
+    slowCount: 2,
+  });
+  const all = publishMany('big', 100);
+  await turns();
+  ends[0]!();
+  await turns();
+  all.push(publish('small', 'a'));
+  await turns();
+  all.push(publish('quiet', 'a'));
+  await turns();
+  expect(commits.slice(1)).toEqual([['small a']]);
+  ends[1]!();
+  await Promise.all(all);
+});
+
+test('of two commits of many tenants the end of one lets nobody go beside the other', async () => {
+  const many = Array.from({ length: 60 }, (_, i) => `t${i}`);
+  const { commits, ends, publish, publishMany, turns } = startSlow([...many, 'quiet'], { slowCount: 2 });
+  const all = many.flatMap((tenantId) => publishMany(tenantId, 5));
+  await turns();
+  all.push(...many.flatMap((tenantId) => publishMany(tenantId, 5)));
+  all.push(publish('quiet', 'a'));
+  await turns();
+  all.push(publish('quiet', 'b'));
+  await turns();
+  ends[0]!();
+  await turns();
+  expect(commits.map(({ length }) => length)).toEqual([300, 301]);
+  ends[1]!();
+  await Promise.all(all);
+  expect(commits.slice(2)).toEqual([['quiet b']]);
 });
