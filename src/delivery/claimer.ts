@@ -397,7 +397,8 @@ export function createClaimer(deps: ClaimerDeps): Claimer {
       const least = Math.min(deps.worthwhile, Math.ceil(plan.cap / 4));
       if (room < least) {
         const needs = { ofTenant: placesFor(least, waiting), ofAll: least };
-        const hasPlaces = deps.tenantRoom(tenantId) >= needs.ofTenant && total >= least;
+        // Asked anew: planOf() took its time.
+        const hasPlaces = deps.tenantRoom(tenantId) >= needs.ofTenant && deps.totalRoom() >= least;
         due.rest(queue, free < least || hasPlaces ? undefined : needs);
         continue;
       }

@@ -1,6 +1,6 @@
 // Queues that hold something due. They are looked at in turn: round over the tenants, and over the queues of each. One that
 // there was no room for rests: it is not looked at again before there may be room. A queue that was at its own bound waits for
-// a delivery of its own to leave, one that its tenant's share or all places were too few for waits for those as well.
+// a delivery of its own to leave, one that its tenant’s share or all places were too few for waits for those as well (ADR 0039).
 //
 // States of a queue: ready → (resting →) ready … → deleted.
 import type { SubscriptionId, TenantId } from '../domain/ids.ts';
@@ -20,7 +20,7 @@ export type DueQueues = ReturnType<typeof createDueQueues>;
 export function createDueQueues() {
   const ready = new Map<TenantId, Map<SubscriptionId, QueueKey>>();
   const resting = new Map<TenantId, Map<SubscriptionId, Resting>>();
-  /** Tenants with resting queues that wait for places: so many are of no use to any of them. */
+  /** Tenants with resting queues that wait for places: fewer than this are of no use to any of them. */
   const short = new Map<TenantId, number>();
   let readyCount = 0;
 

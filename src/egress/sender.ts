@@ -311,7 +311,7 @@ class Exchange implements Dispatcher.DispatchHandler {
       ? { kind: 'stalled' }
       : { kind: 'failure', errorClass: 'timeout', message, timing: this.#timing() };
     this.#late = late;
-    this.#deps.overdue.add(() => {
+    this.#deps.overdue.add(this.#startedAtMs + timeoutMs, () => {
       if (this.#settled) return;
       this.#finish(late);
       this.#controller?.abort(new Error(isStalled ? 'this process stood still past the deadline' : message));

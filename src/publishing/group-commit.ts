@@ -84,41 +84,43 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
   const isIdle = () => commitCount() === 0 && queue.length === 0 && near.isIdle() && reads.count() === 0;
 
   function pump(): void {
-    while (queue.length > 0 && (commitCount() === 0 || (lanes.length > 0 && queue.length >= BESIDE))) {
+    while (queue.length > 0 && (mainCount() === 0 || (lanes.length > 0 && queue.length >= BESIDE))) {
       const items = take();
       if (items.length === 0) return; // all of it waits for a commit that is under way
       begin(items);
     }
-    if (queue.length === 0 || large.size === 0 || lanes.length === 0) return;
-    const items = takeHeldUp();
-    if (items.length > 0) begin(items);
-  }
-
-  function begin(items: readonly Item[]): void {
-    const lane = lanes.pop()!;
-    const marked = markOrdered(items);
-    const tenants = tenantsOfLarge(items);
-    if (tenants !== undefined) large.add(tenants);
-    void commit(items, lane).finally(() => {
-      for (const tenantId of marked) committing.delete(tenantId);
-      if (tenants !== undefined) large.delete(tenants);
-      lanes.push(lane);
-      pump();
-      wakeIfIdle();
-    });
+    if (queue.length === 0 || !mayGoBeside()) return;
+    const { items, rest } = heldUp(queue, isInLarge, MAX_BYTES);
+    if (items.length === 0) return;
+    queue = rest;
+    queuedBytes -= bytesOf(items);
+    begin(items, true);
   }
 
   /** Tenants of the large commits that are under way. */
   const large = new Set<ReadonlySet<TenantId>>();
+  /** Commits that are beside a large one, or were: nobody else waits for them. */
+  let besideCount = 0;
+  const mainCount = () => commitCount() - besideCount;
+  /** One at a time, so that a lane is left for others. */
+  const mayGoBeside = () => large.size > 0 && besideCount === 0 && lanes.length > 0;
+  const isInLarge = (tenantId: TenantId) =>
+    committing.has(tenantId) || [...large].some((tenants) => tenants.has(tenantId));
 
-  /** Less than BESIDE waits. */
-  function takeHeldUp(): readonly Item[] {
-    const isBusy = (tenantId: TenantId) =>
-      committing.has(tenantId) || [...large].some((tenants) => tenants.has(tenantId));
-    const { items, rest } = heldUp(queue, isBusy);
-    queue = rest;
-    queuedBytes -= bytesOf(items);
-    return items;
+  function begin(items: readonly Item[], isBeside = false): void {
+    const lane = lanes.pop()!;
+    const marked = markOrdered(items);
+    const tenants = tenantsOfLarge(items);
+    if (tenants !== undefined) large.add(tenants);
+    if (isBeside) besideCount++;
+    void commit(items, lane).finally(() => {
+      for (const tenantId of marked) committing.delete(tenantId);
+      if (tenants !== undefined) large.delete(tenants);
+      if (isBeside) besideCount--;
+      lanes.push(lane);
+      pump();
+      wakeIfIdle();
+    });
   }
 
   function wakeIfIdle(): void {
@@ -403,7 +405,9 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
       });
       // The microtask lets the events of one request, and of requests read in one turn, go into one commit: a commit has a
       // row to write for each of its tenants, however few of their events it holds.
-      if (pumpsSoon || (commitCount() > 0 && queue.length < BESIDE && large.size === 0)) return;
+      const mayBegin =
+        mainCount() === 0 || queue.length >= BESIDE || (mayGoBeside() && !isInLarge(event.tenantId));
+      if (pumpsSoon || !mayBegin) return;
       pumpsSoon = true;
       queueMicrotask(() => {
         pumpsSoon = false;

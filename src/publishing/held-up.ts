@@ -15,15 +15,26 @@ export function tenantsOfLarge(items: readonly Item[]): ReadonlySet<TenantId> | 
   return Math.max(...counts.values()) * 2 >= items.length ? new Set(counts.keys()) : undefined;
 }
 
-/** Of what waits, that of tenants that come with little and have nothing in a commit that `isBusy` knows, and the rest. */
+/**
+ * Of what waits, that of tenants that come with little and are not busy, up to `maxBytes` and the one that passes them, and the
+ * rest, both in their order.
+ */
 export function heldUp(
   waiting: readonly Item[],
   isBusy: (tenantId: TenantId) => boolean,
+  maxBytes: number,
 ): { readonly items: readonly Item[]; readonly rest: Item[] } {
   const counts = countByTenant(waiting);
-  const isHeldUp = ({ event: { tenantId } }: Item) => counts.get(tenantId)! <= LITTLE && !isBusy(tenantId);
-  const items = waiting.filter(isHeldUp);
-  return { items, rest: items.length === 0 ? [...waiting] : waiting.filter((item) => !isHeldUp(item)) };
+  const items: Item[] = [];
+  const rest: Item[] = [];
+  let bytes = 0;
+  for (const item of waiting) {
+    const { tenantId, payload } = item.event;
+    const goes = bytes < maxBytes && counts.get(tenantId)! <= LITTLE && !isBusy(tenantId);
+    (goes ? items : rest).push(item);
+    if (goes) bytes += payload.length;
+  }
+  return { items, rest };
 }
 
 function countByTenant(items: readonly Item[]): Map<TenantId, number> {

@@ -21,7 +21,12 @@ function setup(
     cap = 1_000,
     mayClaim = (): boolean => true,
     onClaimed = (): void => {},
-    places = { room: (): number => room, waiting: (): number => 0, ofTenant: (): number => room },
+    places = {
+      room: (): number => room,
+      waiting: (): number => 0,
+      ofTenant: (): number => room,
+      ofAll: (): number => room,
+    },
   } = {},
 ) {
   const claims: { readonly after: number | undefined; readonly brought: number[] }[] = [];
@@ -62,7 +67,7 @@ function setup(
     claimLeftovers: async () => nothing,
     room: places.room,
     waiting: places.waiting,
-    totalRoom: () => room,
+    totalRoom: places.ofAll,
     tenantRoom: places.ofTenant,
     worthwhile: 1,
     planOf: async (of) => {
@@ -203,10 +208,15 @@ test('a claim asks for each queue once, however unevenly they are spread over te
 });
 
 /** A claimer of one queue with four deliveries, on a clock of the test's; `of` is what there is room for. */
-function setupFull(of: { room: number; waiting: number; ofTenant: number }, cap?: number) {
+function setupFull(of: { room: number; waiting: number; ofTenant: number; ofAll?: number }, cap?: number) {
   vi.useFakeTimers();
   onTestFinished(() => void vi.useRealTimers());
-  const places = { room: () => of.room, waiting: () => of.waiting, ofTenant: () => of.ofTenant };
+  const places = {
+    room: () => of.room,
+    waiting: () => of.waiting,
+    ofTenant: () => of.ofTenant,
+    ofAll: () => of.ofAll ?? 100,
+  };
   const { claimer, claims, heads, looks } = setup([1, 2, 3, 4], 100, {
     places,
     ...(cap === undefined ? {} : { cap }),
@@ -254,6 +264,23 @@ test('a queue that its tenant has no places for is looked at again when there ar
   expect(await pass()).toBe(0);
   of.ofTenant = 4; // half of these and its own three, less what it has
   of.room = 1;
+  await pass();
+  expect(claims.flatMap(({ brought }) => brought)).toEqual([1, 2, 3, 4]);
+});
+
+test('places that all have taken while it looked are waited for, too', async () => {
+  const of = { room: 0, waiting: 0, ofTenant: 1_000, ofAll: 100 };
+  const { claims, looks, pass } = setupFull(of);
+  const push = looks.push.bind(looks);
+  looks.push = (queue) => {
+    of.ofAll = 0; // what was published just now
+    return push(queue);
+  };
+  await pass();
+  expect(looks).toHaveLength(1);
+  looks.push = push;
+  of.ofAll = 100;
+  of.room = 9;
   await pass();
   expect(claims.flatMap(({ brought }) => brought)).toEqual([1, 2, 3, 4]);
 });

@@ -3,7 +3,8 @@ import { createOverdue } from '../../src/egress/overdue.ts';
 
 function setup() {
   let lateMs = 0;
-  const overdue = createOverdue(() => performance.now() + lateMs);
+  const now = () => performance.now() + lateMs;
+  const overdue = createOverdue(now);
   /** Time that passes while the event loop does something else. */
   const stall = (ms: number) => {
     lateMs += ms;
@@ -11,9 +12,9 @@ function setup() {
   };
   const givenUp: number[] = [];
   const addMany = (count: number) => {
-    for (let i = 0; i < count; i++) overdue.add(() => givenUp.push(i));
+    for (let i = 0; i < count; i++) overdue.add(now(), () => givenUp.push(i));
   };
-  return { overdue, givenUp, addMany, stall };
+  return { overdue, givenUp, now, addMany, stall };
 }
 
 beforeEach(() => void vi.useFakeTimers());
@@ -57,18 +58,47 @@ test('an event loop that is late gives up what it missed, and all if the time is
 });
 
 test('one that comes while others wait has its turn behind them', () => {
-  const { overdue, givenUp, addMany } = setup();
+  const { overdue, givenUp, now, addMany } = setup();
   addMany(100);
-  overdue.add(() => givenUp.push(-1));
+  overdue.add(now(), () => givenUp.push(-1));
   vi.advanceTimersByTime(1_000);
   expect(givenUp).toHaveLength(101);
   expect(givenUp.at(-1)).toBe(-1);
 });
 
-test('disposed, it gives up nothing more', () => {
+test('many that come as others have almost had their time go as evenly, and none too late', () => {
+  const { overdue, givenUp, now, addMany } = setup();
+  const lateMs: number[] = [];
+  const addLate = (count: number) => {
+    const deadlineMs = now();
+    for (let i = 0; i < count; i++) overdue.add(deadlineMs, () => lateMs.push(now() - deadlineMs));
+  };
+  addMany(500);
+  let most = 0;
+  for (let ms = 0; ms < 1_010; ms++) {
+    if (ms === 497) addLate(500);
+    const before = givenUp.length + lateMs.length;
+    vi.advanceTimersByTime(1);
+    if (ms > 0) most = Math.max(most, givenUp.length + lateMs.length - before);
+  }
+  expect(most).toBeLessThanOrEqual(6);
+  expect([givenUp.length, lateMs.length]).toEqual([500, 500]);
+  expect(Math.max(...lateMs)).toBeLessThanOrEqual(504);
+});
+
+test('what is noticed late is given up no later than others', () => {
+  const { overdue, givenUp, now } = setup();
+  for (let i = 0; i < 100; i++) overdue.add(now() - 490, () => givenUp.push(i));
+  vi.advanceTimersByTime(12);
+  expect(givenUp).toHaveLength(100);
+});
+
+test('disposed, it gives up all that waits, and what comes later at once', () => {
   const { overdue, givenUp, addMany } = setup();
   addMany(100);
-  overdue[Symbol.dispose]();
-  vi.advanceTimersByTime(1_000);
   expect(givenUp).toHaveLength(4);
+  overdue[Symbol.dispose]();
+  expect(givenUp).toHaveLength(100);
+  addMany(10);
+  expect(givenUp).toHaveLength(110);
 });

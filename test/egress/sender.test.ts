@@ -174,9 +174,10 @@ test('of many requests that pass their deadline together none takes an answer th
   for (const result of await first) expect(result).toMatchObject({ kind: 'response' });
   // The next ones go over connections that are kept alive, which are there a turn of the event loop later.
   for (let i = 0; i < 3; i++) await new Promise((done) => setImmediate(done));
-  const second = sendMany(400);
-  // Timers go off in the order of their times: by this one all deadlines have passed.
-  await wait(450);
+  const second = sendMany(1_000);
+  // Timers go off in the order of their times, and immediates before what comes next: by then all deadlines have passed.
+  await wait(1_050);
+  for (let i = 0; i < 3; i++) await new Promise((done) => setImmediate(done));
   expect(requests).toHaveLength(400);
   expect(
     requests.slice(200).filter(({ socket }) => socket !== null && used.has(socket)).length,
@@ -206,6 +207,7 @@ test('what gets its connection after its deadline is not sent', async () => {
   );
   await all[0];
   await wait(50); // the others' have passed
+  for (let i = 0; i < 3; i++) await new Promise((done) => setImmediate(done));
   open();
   for (const result of await Promise.all(all)) expect(result).toMatchObject({ errorClass: 'timeout' });
   expect(requests).toHaveLength(0);

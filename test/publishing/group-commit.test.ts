@@ -329,38 +329,66 @@ test('nobody goes beside a commit of many tenants, or a smaller one', async () =
   }
 });
 
-test('what has an order waits for what was before it, also beside a large commit', async () => {
-  const { commits, ends, publish, publishMany, turns } = startSlow(['big', 'a', 'b'], {
+test('what has an order waits for what was before it, in whichever commit that is', async () => {
+  const many = Array.from({ length: 60 }, (_, i) => `t${i}`);
+  const { commits, ends, publish, publishMany, turns } = startSlow(['big', 'quiet', ...many], {
     slowCount: 2,
     isOrdered: true,
   });
   const all = publishMany('big', 100);
   await turns();
-  all.push(publish('a', 'first'));
+  all.push(...many.flatMap((tenantId) => publishMany(tenantId, 5)));
   await turns();
-  all.push(publish('a', 'second'));
-  expect(await publish('b', 'first').then(codeOf)).toBe('OK');
+  expect(commits.map(({ length }) => length)).toEqual([100, 300]);
+  all.push(publish('t0', 'late'));
+  expect(await publish('quiet', 'a').then(codeOf)).toBe('OK');
   await turns();
-  expect(commits.slice(1)).toEqual([['a first'], ['b first']]);
+  expect(commits.slice(2)).toEqual([['quiet a']]);
   ends[1]!();
   await turns();
-  expect(commits.slice(3)).toEqual([['a second']]);
+  expect(commits.slice(3)).toEqual([['t0 late']]);
   ends[0]!();
   await Promise.all(all);
 });
 
-test('beside a large commit no more are under way than may be, and what goes does not count among what waits', async () => {
-  const { commits, ends, publish, publishMany, turns } = startSlow(['big', 'a', 'b', 'c'], { slowCount: 3 });
+test('one commit at a time is beside a large one, of so many bytes, and what goes does not count among what waits', async () => {
+  const { commits, ends, publish, publishMany, turns } = startSlow(['big', 'a', 'b', 'c'], { slowCount: 2 });
   const all = publishMany('big', 100);
   await turns();
-  const huge = Buffer.alloc(130 * 1024 * 1024);
-  for (const tenantId of ['a', 'b', 'c']) {
-    all.push(publish(tenantId, 'huge', huge));
+  const huge = Buffer.alloc(80 * 1024 * 1024);
+  all.push(publish('a', 'huge', huge));
+  await turns();
+  for (const type of ['1', '2']) all.push(publish('b', type, huge));
+  all.push(publish('c', 'small'));
+  await turns();
+  expect(commits.slice(1)).toEqual([['a huge']]);
+  ends[1]!();
+  await turns();
+  expect(commits.slice(2)).toEqual([['b 1'], ['b 2'], ['c small']]);
+  for (let i = 0; i < 3; i++) {
+    all.push(publish('a', 'again', huge));
     await turns();
   }
-  expect(commits.slice(1)).toEqual([['a huge'], ['b huge']]);
-  for (const end of ends) end();
-  expect((await Promise.all(all)).map(codeOf)).toEqual(Array.from({ length: 103 }, () => 'OK'));
+  expect(commits).toHaveLength(8);
+  ends[0]!();
+  expect((await Promise.all(all)).map(codeOf)).toEqual(Array.from({ length: 107 }, () => 'OK'));
+});
+
+test('what waits for a large commit begins when that ends, whatever is beside it', async () => {
+  const { commits, ends, publish, publishMany, turns } = startSlow(['big', 'quiet'], { slowCount: 2 });
+  const all = publishMany('big', 100);
+  await turns();
+  all.push(...publishMany('big', 50), publish('quiet', 'a'));
+  await turns();
+  expect(commits.map(({ length }) => length)).toEqual([100, 1]);
+  ends[0]!();
+  await turns();
+  expect(commits.map(({ length }) => length)).toEqual([100, 1, 50]);
+  all.push(publish('big', 'later'));
+  await turns();
+  expect(commits).toHaveLength(4);
+  ends[1]!();
+  await Promise.all(all);
 });
 
 test('when the large commit has ended, others are waited for again', async () => {
