@@ -90,11 +90,11 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
       begin(items);
     }
     if (queue.length === 0 || !mayGoBeside()) return;
-    const { items, rest } = heldUp(queue, isInLarge, MAX_BYTES);
-    if (items.length === 0) return;
-    queue = rest;
-    queuedBytes -= bytesOf(items);
-    begin(items, true);
+    const found = heldUp(queue, isInLarge, MAX_BYTES);
+    if (found === undefined) return;
+    queue = found.rest;
+    queuedBytes -= bytesOf(found.items);
+    begin(found.items, true);
   }
 
   /** Tenants of the large commits that are under way. */
@@ -104,8 +104,11 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
   const mainCount = () => commitCount() - besideCount;
   /** One at a time, so that a lane is left for others. */
   const mayGoBeside = () => large.size > 0 && besideCount === 0 && lanes.length > 0;
-  const isInLarge = (tenantId: TenantId) =>
-    committing.has(tenantId) || [...large].some((tenants) => tenants.has(tenantId));
+  function isInLarge(tenantId: TenantId): boolean {
+    if (committing.has(tenantId)) return true;
+    for (const tenants of large) if (tenants.has(tenantId)) return true;
+    return false;
+  }
 
   function begin(items: readonly Item[], isBeside = false): void {
     const lane = lanes.pop()!;

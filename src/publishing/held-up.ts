@@ -17,28 +17,38 @@ export function tenantsOfLarge(items: readonly Item[]): ReadonlySet<TenantId> | 
 
 /**
  * Of what waits, that of tenants that come with little and are not busy, up to `maxBytes` and the one that passes them, and the
- * rest, both in their order.
+ * rest, both in their order; undefined: nobody is held up.
  */
 export function heldUp(
   waiting: readonly Item[],
   isBusy: (tenantId: TenantId) => boolean,
   maxBytes: number,
-): { readonly items: readonly Item[]; readonly rest: Item[] } {
-  const counts = countByTenant(waiting);
+): { readonly items: readonly Item[]; readonly rest: Item[] } | undefined {
+  const tenants = new Set<TenantId>();
+  for (const [tenantId, count] of countByTenant(waiting)) {
+    if (count <= LITTLE && !isBusy(tenantId)) tenants.add(tenantId);
+  }
+  if (tenants.size === 0) return undefined;
   const items: Item[] = [];
   const rest: Item[] = [];
   let bytes = 0;
   for (const item of waiting) {
     const { tenantId, payload } = item.event;
-    const goes = bytes < maxBytes && counts.get(tenantId)! <= LITTLE && !isBusy(tenantId);
+    const goes = bytes < maxBytes && tenants.has(tenantId);
     (goes ? items : rest).push(item);
     if (goes) bytes += payload.length;
   }
   return { items, rest };
 }
 
+/** Events of one request mostly have one tenant and come one behind the other: what is the same is not looked up again. */
 function countByTenant(items: readonly Item[]): Map<TenantId, number> {
   const counts = new Map<TenantId, number>();
-  for (const { event } of items) counts.set(event.tenantId, (counts.get(event.tenantId) ?? 0) + 1);
+  for (let i = 0; i < items.length; ) {
+    const { tenantId } = items[i]!.event;
+    const from = i;
+    while (i < items.length && items[i]!.event.tenantId === tenantId) i++;
+    counts.set(tenantId, (counts.get(tenantId) ?? 0) + i - from);
+  }
   return counts;
 }
