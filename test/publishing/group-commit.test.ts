@@ -425,3 +425,16 @@ test('of two commits of many tenants the end of one lets nobody go beside the ot
   await Promise.all(all);
   expect(commits.slice(2)).toEqual([['quiet b']]);
 });
+
+test('what a tenant has waiting is counted wherever it stands among others’', async () => {
+  const quiet = [0, 1, 2, 3, 4].map((i) => `q${i}`);
+  const { commits, ends, publish, publishMany, turns } = startSlow(['big', 'more', ...quiet]);
+  const all = publishMany('big', 100);
+  await turns();
+  for (const tenantId of quiet) all.push(publish('more', tenantId), publish(tenantId, 'a'));
+  await turns();
+  expect(commits.slice(1)).toEqual([quiet.map((tenantId) => `${tenantId} a`)]);
+  ends[0]!();
+  await Promise.all(all);
+  expect(commits.slice(2)).toEqual([quiet.map((tenantId) => `more ${tenantId}`)]);
+});
