@@ -6,7 +6,7 @@ import '../src/heap.ts'; // the settings of V8 are nothing that the product does
 import { createHmac, randomBytes } from 'node:crypto';
 import pg from 'pg';
 import { Pool } from 'undici';
-import { byteaArray, textArray, uuidArray } from '../src/storage/binary-arrays.ts';
+import { byteaArray, textArray, uuidArray } from './support/binary-arrays.ts';
 import { BODY, TENANTS } from './support/payload.ts';
 
 const [databaseUrl, sinkPort, seconds = '5', schema = 'floor_pipeline', mode = ''] = process.argv.slice(2);

@@ -20,7 +20,7 @@ import {
   PublishStreamRequestSchema,
   PublishStreamResponseSchema,
 } from '../gen/dispatch/v1/publish_service_pb.ts';
-import { byteaArray, textArray, uuidArray } from '../src/storage/binary-arrays.ts';
+import { byteaArray, textArray, uuidArray } from './support/binary-arrays.ts';
 
 const [kind, databaseUrl] = process.argv.slice(2);
 const SCHEMA = `floor_${kind?.replace('-', '_')}`;

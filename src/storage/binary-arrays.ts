@@ -1,6 +1,7 @@
-// Postgres arrays in the binary wire format. Parameters that are Buffers go out as they are: a batch of bodies is
-// copied once, instead of being spelled in hexadecimal (2 × the bytes, and the server's parse).
+// Postgres arrays in the binary wire format: a batch of bodies is copied once, from where they are into the message of their
+// statement, instead of being spelled in hexadecimal (2 × the bytes, and the server's parse).
 // Format: src/backend/utils/adt/arrayfuncs.c, array_recv.
+import { BinaryParameter, type MessageWriter } from './message-writer.ts';
 
 const TEXT = 25;
 const UUID = 2950;
@@ -11,126 +12,105 @@ const INT8 = 20;
 const FLOAT8 = 701;
 const BOOL = 16;
 
-function begin(type: number, count: number, dataBytes: number): Buffer {
-  const buffer = Buffer.allocUnsafe(20 + count * 4 + dataBytes);
-  buffer.writeInt32BE(1, 0); // dimensions
-  buffer.writeInt32BE(1, 4); // may hold nulls
-  buffer.writeInt32BE(type, 8);
-  buffer.writeInt32BE(count, 12);
-  buffer.writeInt32BE(1, 16); // lower bound
-  return buffer;
-}
+/** Dimensions, whether there are nulls, type, count and lower bound, in 4 bytes each. */
+const HEAD = 20;
 
-// Loops by index: these arrays are the largest part of what a statement costs here, and an iterator is allocated garbage.
+// Each of these writes the elements that `pick` takes from `items`, one for each, when the statement is sent. Loops by index: these
+// arrays are the largest part of what a statement costs here, and an iterator is allocated garbage.
 
 /** text[] */
-export function textArray(values: readonly (string | null)[]): Buffer {
-  const count = values.length;
-  let bytes = 0;
-  for (let i = 0; i < count; i++) {
-    const value = values[i]!;
-    if (value !== null) bytes += Buffer.byteLength(value);
-  }
-  const buffer = begin(TEXT, count, bytes);
-  let at = 20;
-  for (let i = 0; i < count; i++) {
-    const value = values[i]!;
-    if (value === null) {
-      at = buffer.writeInt32BE(-1, at);
-    } else {
-      const written = buffer.write(value, at + 4);
-      buffer.writeInt32BE(written, at);
-      at += 4 + written;
+export function textArray<T>(items: readonly T[], pick: (item: T, i: number) => string | null) {
+  return new BinaryParameter((message) => {
+    begin(message, TEXT, items.length);
+    for (let i = 0; i < items.length; i++) {
+      const value = pick(items[i]!, i);
+      if (value === null) message.int32(-1);
+      else message.sizedText(value);
     }
-  }
-  return buffer;
+  });
 }
 
 /** uuid[], from 16 bytes each. */
-export function uuidArray(values: readonly (Uint8Array | null)[]): Buffer {
-  return bytesArray(UUID, values);
+export function uuidArray<T>(items: readonly T[], pick: (item: T, i: number) => Uint8Array | null) {
+  return bytesArray(UUID, items, pick);
 }
 
 /** bytea[] */
-export function byteaArray(values: readonly (Uint8Array | null)[]): Buffer {
-  return bytesArray(BYTEA, values);
+export function byteaArray<T>(items: readonly T[], pick: (item: T, i: number) => Uint8Array | null) {
+  return bytesArray(BYTEA, items, pick);
 }
 
-function bytesArray(type: number, values: readonly (Uint8Array | null)[]): Buffer {
-  const count = values.length;
-  let bytes = 0;
-  for (let i = 0; i < count; i++) bytes += values[i]?.length ?? 0;
-  const buffer = begin(type, count, bytes);
-  let at = 20;
-  for (let i = 0; i < count; i++) {
-    const value = values[i]!;
-    if (value === null) {
-      at = buffer.writeInt32BE(-1, at);
-    } else {
-      at = buffer.writeInt32BE(value.length, at);
-      buffer.set(value, at);
-      at += value.length;
+function bytesArray<T>(type: number, items: readonly T[], pick: (item: T, i: number) => Uint8Array | null) {
+  return new BinaryParameter((message) => {
+    begin(message, type, items.length);
+    for (let i = 0; i < items.length; i++) {
+      const value = pick(items[i]!, i);
+      if (value === null) {
+        message.int32(-1);
+      } else {
+        message.int32(value.length);
+        message.add(value);
+      }
     }
-  }
-  return buffer;
+  });
 }
 
-type FixedWriter = (buffer: Buffer, value: number, at: number) => void;
+function begin(message: MessageWriter, type: number, count: number): void {
+  message.makeRoom(HEAD + count * 12); // at least: 8 bytes an element
+  message.int32(1); // dimensions
+  message.int32(1); // may hold nulls
+  message.int32(type);
+  message.int32(count);
+  message.int32(1); // lower bound
+}
 
-function fixedArray(
+type PickNumber<T> = (item: T, i: number) => number | null;
+type NumberWriter = (message: MessageWriter, value: number) => void;
+
+function numberArray<T>(
   type: number,
   size: number,
-  values: readonly (number | null)[],
-  write: FixedWriter,
-): Buffer {
-  const count = values.length;
-  let present = 0;
-  for (let i = 0; i < count; i++) if (values[i] !== null) present++;
-  const buffer = begin(type, count, present * size);
-  let at = 20;
-  for (let i = 0; i < count; i++) {
-    const value = values[i]!;
-    at = buffer.writeInt32BE(value === null ? -1 : size, at);
-    if (value === null) continue;
-    write(buffer, value, at);
-    at += size;
-  }
-  return buffer;
+  items: readonly T[],
+  pick: PickNumber<T>,
+  write: NumberWriter,
+) {
+  return new BinaryParameter((message) => {
+    begin(message, type, items.length);
+    for (let i = 0; i < items.length; i++) {
+      const value = pick(items[i]!, i);
+      message.int32(value === null ? -1 : size);
+      if (value !== null) write(message, value);
+    }
+  });
 }
 
 /** int2[] */
-export function int2Array(values: readonly (number | null)[]): Buffer {
-  return fixedArray(INT2, 2, values, (b, v, at) => b.writeInt16BE(v, at));
+export function int2Array<T>(items: readonly T[], pick: PickNumber<T>) {
+  return numberArray(INT2, 2, items, pick, (m, value) => m.int16(value));
 }
 
 /** int4[] */
-export function int4Array(values: readonly (number | null)[]): Buffer {
-  return fixedArray(INT4, 4, values, (b, v, at) => b.writeInt32BE(v, at));
-}
-
-/** Two halves: a BigInt for each number would be allocated. */
-function writeInt64(buffer: Buffer, value: number, at: number): void {
-  const high = Math.floor(value / 0x1_0000_0000);
-  buffer.writeInt32BE(high, at);
-  buffer.writeUInt32BE(value - high * 0x1_0000_0000, at + 4);
+export function int4Array<T>(items: readonly T[], pick: PickNumber<T>) {
+  return numberArray(INT4, 4, items, pick, (m, value) => m.int32(value));
 }
 
 /** int8[], from integers that a double holds exactly. */
-export function int8Array(values: readonly (number | null)[]): Buffer {
-  return fixedArray(INT8, 8, values, writeInt64);
+export function int8Array<T>(items: readonly T[], pick: PickNumber<T>) {
+  return numberArray(INT8, 8, items, pick, (m, value) => m.int64(value));
 }
 
 /** float8[] */
-export function float8Array(values: readonly (number | null)[]): Buffer {
-  return fixedArray(FLOAT8, 8, values, (b, v, at) => b.writeDoubleBE(v, at));
+export function float8Array<T>(items: readonly T[], pick: PickNumber<T>) {
+  return numberArray(FLOAT8, 8, items, pick, (m, value) => m.float64(value));
 }
 
 /** bool[] */
-export function boolArray(values: readonly boolean[]): Buffer {
-  return fixedArray(
+export function boolArray<T>(items: readonly T[], pick: (item: T, i: number) => boolean) {
+  return numberArray(
     BOOL,
     1,
-    values.map((v) => (v ? 1 : 0)),
-    (b, v, at) => b.writeUInt8(v, at),
+    items,
+    (item, i) => (pick(item, i) ? 1 : 0),
+    (m, value) => m.int8(value),
   );
 }

@@ -117,14 +117,14 @@ export async function claim(
         extract(epoch FROM round_at)::float8 * 1000 AS round_ms, extract(epoch FROM run_at)::float8 * 1000 AS due_ms
       FROM picked CROSS JOIN set_config('synchronous_commit', 'off', true)`,
     values: [
-      textArray(queues.map((q) => q.tenantId)),
-      uuidArray(queues.map((q) => idBytes(q.subscriptionId))),
-      int4Array(queues.map((q) => q.room)),
+      textArray(queues, (q) => q.tenantId),
+      uuidArray(queues, (q) => idBytes(q.subscriptionId)),
+      int4Array(queues, (q) => q.room),
       `${leaseMs} ms`,
       lease,
       // Microseconds, which is what the database counts in, are whole numbers and pass through a double as they are.
-      float8Array(after.map((position) => Math.round(position.dueAtMs * 1000))),
-      uuidArray(after.map((position) => position.idBytes)),
+      float8Array(after, (position) => Math.round(position.dueAtMs * 1000)),
+      uuidArray(after, (position) => position.idBytes),
     ],
   });
   if (rows.length === 0) return { deliveries: [], withoutEvent: [] };
@@ -368,6 +368,6 @@ const eventsStatement = (name: string, json: string, hex: string, list: readonly
     FROM unnest($1::text[], $2::uuid[]) WITH ORDINALITY AS w (tenant_id, id, n)
     CROSS JOIN LATERAL (SELECT type, content_type, payload, source, subject FROM events e
       WHERE e.tenant_id = w.tenant_id AND e.id = w.id OFFSET 0) e`,
-  values: [textArray(list.map((e) => e.tenantId)), uuidArray(list.map((e) => e.bytes))],
+  values: [textArray(list, (e) => e.tenantId), uuidArray(list, (e) => e.bytes)],
   ...IN_BINARY,
 });

@@ -3,6 +3,7 @@
 // may run in another session: each runs in a transaction that sets them for itself, and nothing is prepared.
 import type { ConnectionOptions } from 'node:tls';
 import pg from 'pg';
+import { clientsWith, createMessageMemory } from './bind-message.ts';
 import { createMessageSocket } from './message-socket.ts';
 
 /** Names and values of settings, `role` among them. */
@@ -95,6 +96,7 @@ export function openHotPool({ url, name, settings, max, isPooled, onIdleError }:
     idleTimeoutMillis: 60_000,
     connectionTimeoutMillis: 5_000,
     application_name: name,
+    Client: clientsWith(createMessageMemory()),
     ...(splitTls(url).ssl === undefined ? { stream: createMessageSocket } : {}),
   });
   pool.on('error', onIdleError);

@@ -12,6 +12,7 @@ import {
   uuidArray,
 } from './binary-arrays.ts';
 import type { HotPool, Statements } from './hot-pool.ts';
+import type { BinaryParameter } from './message-writer.ts';
 import { isParkedAt } from './parking.ts';
 
 /** An event of a batch, with the deliveries that matching gave it. */
@@ -94,11 +95,18 @@ async function store(pool: Statements, batch: IngestBatch, limited: boolean): Pr
   const keyed = batch.events.filter((e) => e.event.idempotencyKey !== '').sort(byKey);
   // A tenant's beside each other, in their order: in each index the next row then goes to the page of the last one.
   const events = [...Map.groupBy(batch.events, (e) => e.event.tenantId).values()].flat();
-  const deliveries = events.flatMap((e) => e.deliveries);
+  const deliveries: IngestDelivery[] = [];
+  const delivered: NewEvent[] = []; // of each of them, the event
+  for (const e of events) {
+    for (const delivery of e.deliveries) {
+      deliveries.push(delivery);
+      delivered.push(e.event);
+    }
+  }
   const values = [
     ...tenantColumns(batch),
     ...eventColumns(events),
-    ...deliveryColumns(events, deliveries),
+    ...deliveryColumns(deliveries, delivered),
     batch.lease,
     `${batch.leaseMs} ms`,
     batch.slot,
@@ -110,8 +118,8 @@ async function store(pool: Statements, batch: IngestBatch, limited: boolean): Pr
   const isOrdered =
     deliveries.some((d) => d.orderKey !== undefined) || events.some((e) => e.event.orderingKey !== '');
   if (isOrdered) {
-    values.push(textArray(events.map((e) => (e.event.orderingKey === '' ? null : e.event.orderingKey))));
-    values.push(textArray(deliveries.map((d) => d.orderKey ?? null)));
+    values.push(textArray(events, ({ event: { orderingKey } }) => (orderingKey === '' ? null : orderingKey)));
+    values.push(textArray(deliveries, (d) => d.orderKey ?? null));
   }
   const name = `ingest${limited ? '-limited' : ''}${keyed.length === 0 ? '' : '-keyed'}${isOrdered ? '-ordered' : ''}`;
   const text = statement(limited, keyed.length > 0, isOrdered ? first : undefined);
@@ -286,13 +294,13 @@ function statement(limited: boolean, keyed: boolean, ordered: number | undefined
   return `WITH ${known}, ${parts} ${answer}${near}${taken}`;
 }
 
-function tenantColumns(batch: IngestBatch): Buffer[] {
-  const versions = [...batch.tenants.values()].map((t) => t.version);
-  return [textArray([...batch.tenants.keys()]), int8Array(versions)];
+function tenantColumns(batch: IngestBatch): BinaryParameter[] {
+  const tenants = [...batch.tenants];
+  return [textArray(tenants, ([tenantId]) => tenantId), int8Array(tenants, ([, t]) => t.version)];
 }
 
 /** Per tenant of the batch, in the order of tenantColumns(): events, bytes, deliveries. */
-function countColumns(batch: IngestBatch): Buffer[] {
+function countColumns(batch: IngestBatch): BinaryParameter[] {
   const counts = new Map([...batch.tenants.keys()].map((id) => [id, { events: 0, bytes: 0, deliveries: 0 }]));
   for (const e of batch.isUsage ? batch.events : []) {
     const count = counts.get(e.event.tenantId)!;
@@ -302,35 +310,36 @@ function countColumns(batch: IngestBatch): Buffer[] {
   }
   const list = [...counts.values()];
   return [
-    int8Array(list.map((c) => c.events)),
-    int8Array(list.map((c) => c.bytes)),
-    int8Array(list.map((c) => c.deliveries)),
+    int8Array(list, (c) => c.events),
+    int8Array(list, (c) => c.bytes),
+    int8Array(list, (c) => c.deliveries),
   ];
 }
 
-function limitColumns(batch: IngestBatch): (Buffer | number)[] {
+function limitColumns(batch: IngestBatch): (BinaryParameter | number)[] {
   const tenants = [...batch.tenants.values()];
   return [
-    int8Array(tenants.map((t) => t.eventsPerDay)),
-    int8Array(tenants.map((t) => t.eventsPerMonth)),
+    int8Array(tenants, (t) => t.eventsPerDay),
+    int8Array(tenants, (t) => t.eventsPerMonth),
     batch.margin,
   ];
 }
 
-function eventColumns(events: readonly IngestEvent[]): Buffer[] {
-  const column = <T>(pick: (e: NewEvent) => T) => events.map((e) => pick(e.event));
+function eventColumns(events: readonly IngestEvent[]): BinaryParameter[] {
   const orNull = (text: string) => (text === '' ? null : text);
   return [
-    textArray(column((e) => e.tenantId)),
-    uuidArray(events.map((e) => e.eventId)),
-    textArray(column((e) => e.type)),
-    byteaArray(column((e) => e.payload)),
-    textArray(column((e) => (e.contentType === 'application/json' ? null : e.contentType))),
-    textArray(column((e) => orNull(e.source))),
-    textArray(column((e) => orNull(e.subject))),
-    textArray(column((e) => orNull(e.idempotencyKey))),
-    textArray(column((e) => metadataText(e.metadata))),
-    float8Array(column((e) => e.deliverAfterMs ?? null)),
+    textArray(events, (e) => e.event.tenantId),
+    uuidArray(events, (e) => e.eventId),
+    textArray(events, (e) => e.event.type),
+    byteaArray(events, (e) => e.event.payload),
+    textArray(events, ({ event: { contentType } }) =>
+      contentType === 'application/json' ? null : contentType,
+    ),
+    textArray(events, (e) => orNull(e.event.source)),
+    textArray(events, (e) => orNull(e.event.subject)),
+    textArray(events, (e) => orNull(e.event.idempotencyKey)),
+    textArray(events, (e) => metadataText(e.event.metadata)),
+    float8Array(events, (e) => e.event.deliverAfterMs ?? null),
   ];
 }
 
@@ -339,19 +348,16 @@ function metadataText(metadata: Readonly<Record<string, string>>): string | null
   return null;
 }
 
-/** `deliveries` are those of all `events`, in their order. */
-function deliveryColumns(events: readonly IngestEvent[], deliveries: readonly IngestDelivery[]): Buffer[] {
-  const ofEach = <T>(pick: (e: NewEvent) => T): T[] => {
-    const column: T[] = [];
-    for (const { event, deliveries } of events) for (const _ of deliveries) column.push(pick(event));
-    return column;
-  };
+function deliveryColumns(
+  deliveries: readonly IngestDelivery[],
+  events: readonly NewEvent[],
+): BinaryParameter[] {
   return [
-    textArray(ofEach((e) => e.tenantId)),
-    uuidArray(deliveries.map((d) => d.deliveryId)),
-    uuidArray(deliveries.map((d) => d.subscriptionId)),
-    boolArray(deliveries.map((d) => d.owned)),
-    float8Array(ofEach((e) => e.deliverAfterMs ?? null)),
+    textArray(deliveries, (_, i) => events[i]!.tenantId),
+    uuidArray(deliveries, (d) => d.deliveryId),
+    uuidArray(deliveries, (d) => d.subscriptionId),
+    boolArray(deliveries, (d) => d.owned),
+    float8Array(deliveries, (_, i) => events[i]!.deliverAfterMs ?? null),
   ];
 }
 
@@ -361,13 +367,13 @@ function byKey(a: IngestEvent, b: IngestEvent): number {
   return a.event.idempotencyKey < b.event.idempotencyKey ? -1 : 1;
 }
 
-function keyColumns(keyed: readonly IngestEvent[]): Buffer[] {
+function keyColumns(keyed: readonly IngestEvent[]): BinaryParameter[] {
   return [
-    textArray(keyed.map((e) => e.event.tenantId)),
-    textArray(keyed.map((e) => e.event.idempotencyKey)),
-    uuidArray(keyed.map((e) => e.eventId)),
-    byteaArray(keyed.map((e) => fingerprintOf(e.event))),
-    int4Array(keyed.map((e) => e.deliveries.length)),
+    textArray(keyed, (e) => e.event.tenantId),
+    textArray(keyed, (e) => e.event.idempotencyKey),
+    uuidArray(keyed, (e) => e.eventId),
+    byteaArray(keyed, (e) => fingerprintOf(e.event)),
+    int4Array(keyed, (e) => e.deliveries.length),
   ];
 }
 
@@ -421,9 +427,6 @@ function findOwners(
     text: `SELECT w.n, i.event_id, i.fingerprint, i.delivery_count
       FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS w (tenant_id, key, n)
       JOIN idempotency_keys i ON i.tenant_id = w.tenant_id AND i.key = w.key AND i.expires_at > now()`,
-    values: [
-      textArray(lost.map((e) => e.event.tenantId)),
-      textArray(lost.map((e) => e.event.idempotencyKey)),
-    ],
+    values: [textArray(lost, (e) => e.event.tenantId), textArray(lost, (e) => e.event.idempotencyKey)],
   });
 }

@@ -114,30 +114,28 @@ const toldOrSoon = (name: string, text: string, column: string, commit: Commit) 
     : told(name, text, column, commit);
 
 const fence = (records: readonly Fenced[]) => [
-  textArray(records.map((r) => r.tenantId)),
-  uuidArray(records.map((r) => r.idBytes)),
-  uuidArray(records.map((r) => r.lease)),
+  textArray(records, (r) => r.tenantId),
+  uuidArray(records, (r) => r.idBytes),
+  uuidArray(records, (r) => r.lease),
 ];
 
 const attemptColumns = (attempts: readonly (AttemptRecord | undefined)[]) => [
-  int2Array(attempts.map((a) => a?.attempt ?? null)),
-  int2Array(attempts.map((a) => a?.status ?? null)),
-  float8Array(attempts.map((a) => a?.startedAtMs ?? null)),
-  int4Array(attempts.map((a) => (a === undefined ? null : Math.min(a.durationUs, 0x7fffffff)))),
-  byteaArray(attempts.map((a) => (a === undefined || a.responseBody.length === 0 ? null : a.responseBody))),
-  int4Array(attempts.map((a) => a?.timing.dnsUs ?? null)),
-  int4Array(attempts.map((a) => a?.timing.connectUs ?? null)),
-  int4Array(attempts.map((a) => a?.timing.tlsUs ?? null)),
-  int4Array(attempts.map((a) => a?.timing.firstByteUs ?? null)),
-  textArray(
-    attempts.map((a) => (a?.responseHeaders === undefined ? null : JSON.stringify(a.responseHeaders))),
-  ),
-  int2Array(attempts.map((a) => (a === undefined || a.batchSize === 0 ? null : a.batchSize))),
+  int2Array(attempts, (a) => a?.attempt ?? null),
+  int2Array(attempts, (a) => a?.status ?? null),
+  float8Array(attempts, (a) => a?.startedAtMs ?? null),
+  int4Array(attempts, (a) => (a === undefined ? null : Math.min(a.durationUs, 0x7fffffff))),
+  byteaArray(attempts, (a) => (a === undefined || a.responseBody.length === 0 ? null : a.responseBody)),
+  int4Array(attempts, (a) => a?.timing.dnsUs ?? null),
+  int4Array(attempts, (a) => a?.timing.connectUs ?? null),
+  int4Array(attempts, (a) => a?.timing.tlsUs ?? null),
+  int4Array(attempts, (a) => a?.timing.firstByteUs ?? null),
+  textArray(attempts, (a) => (a?.responseHeaders === undefined ? null : JSON.stringify(a.responseHeaders))),
+  int2Array(attempts, (a) => (a === undefined || a.batchSize === 0 ? null : a.batchSize)),
 ];
 
 const failureColumns = (failures: readonly Failure[]) => [
-  textArray(failures.map((f) => f.errorClass)),
-  textArray(failures.map((f) => f.message)),
+  textArray(failures, (f) => f.errorClass),
+  textArray(failures, (f) => f.message),
 ];
 
 const FENCE = 'unnest($1::text[]) AS tenant_id, unnest($2::uuid[]) AS id, unnest($3::uuid[]) AS lease';
@@ -189,7 +187,7 @@ async function writeRetries(
       ...fence(records),
       ...attemptColumns(records.map((r) => r.attempt)),
       ...failureColumns(records.map((r) => r.failure)),
-      float8Array(records.map((r) => r.delayMs)),
+      float8Array(records, (r) => r.delayMs),
     ],
   });
 }
@@ -222,9 +220,9 @@ async function writeDead(
       ...fence(records),
       ...attemptColumns(records.map((r) => r.attempt)),
       ...failureColumns(records.map((r) => r.failure)),
-      textArray(records.map((r) => r.reason)),
-      textArray(records.map((r) => r.eventType)),
-      int2Array(records.map((r) => r.attemptCount)),
+      textArray(records, (r) => r.reason),
+      textArray(records, (r) => r.eventType),
+      int2Array(records, (r) => r.attemptCount),
     ],
   });
 }
@@ -238,7 +236,7 @@ async function writeReleases(
     name: 'record-release',
     text: `UPDATE deliveries d SET run_at = ${LATER}, is_parked = ${isParkedAt(LATER)}, is_leased = false, lease = NULL
       FROM (SELECT ${FENCE}, unnest($4::float8[]) AS delay_ms) r WHERE ${MINE}`,
-    values: [...fence(records), float8Array(records.map((r) => r.delayMs))],
+    values: [...fence(records), float8Array(records, (r) => r.delayMs)],
   });
 }
 

@@ -1,0 +1,177 @@
+// Parameters that are written into the message of their statement, on a real server.
+import pg from 'pg';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import {
+  boolArray,
+  byteaArray,
+  float8Array,
+  int2Array,
+  int4Array,
+  int8Array,
+  textArray,
+  uuidArray,
+} from '../../src/storage/binary-arrays.ts';
+import { createMessageMemory } from '../../src/storage/bind-message.ts';
+import { type HotPool, openHotPool, type Statements } from '../../src/storage/hot-pool.ts';
+import type { BinaryParameter } from '../../src/storage/message-writer.ts';
+import { cloneDatabase, type TestDatabase } from '../support/database.ts';
+
+let database: TestDatabase;
+let hot: HotPool;
+let plain: pg.Pool;
+beforeAll(async () => {
+  database = await cloneDatabase();
+  const { url } = database;
+  hot = openHotPool({ url, name: 'test', settings: {}, max: 4, isPooled: false, onIdleError: () => {} });
+  plain = new pg.Pool({ connectionString: url, max: 1 });
+});
+afterAll(async () => {
+  await hot.end();
+  await plain.end();
+  await database[Symbol.asyncDispose]();
+});
+
+const same = <T>(item: T): T => item;
+const TEXTS = [
+  'plain',
+  '',
+  null,
+  'ünïcödé 😀',
+  'x'.repeat(48),
+  `${'x'.repeat(47)}ü`,
+  'y'.repeat(49),
+  '語'.repeat(40_000),
+  'a lone \ud800 surrogate',
+];
+const BYTES = [Buffer.from([0, 255, 10]), null, Buffer.alloc(0), Buffer.alloc(70_000, 7)];
+const UUID = Buffer.from('0198f1e2a3b4c5d6e7f8091a2b3c4d5e', 'hex');
+const FLOATS = [0, -1.5, null, 1.7e308, Number.NaN, Number.POSITIVE_INFINITY, 1732999999999.25];
+const LARGE = [
+  0,
+  1,
+  -1,
+  null,
+  2 ** 31,
+  -(2 ** 31) - 1,
+  2 ** 32 - 1,
+  2 ** 32,
+  Number.MAX_SAFE_INTEGER,
+  Number.MIN_SAFE_INTEGER,
+];
+
+const WAYS: readonly (readonly [string, () => Statements])[] = [
+  ['a hot statement', () => hot],
+  ['a connection that knows nothing of it', () => plain],
+];
+describe.each(WAYS)('arrays arrive as they are, by %s', (_, pool) => {
+  const read = async (type: string, parameter: BinaryParameter) => {
+    const { rows } = await pool().query<{ v: unknown }>({
+      text: `SELECT v FROM unnest($1::${type}[]) AS v`,
+      values: [parameter],
+    });
+    return rows.map((row) => row.v);
+  };
+
+  test('text', async () => {
+    const stored = TEXTS.map((text) => text?.replace('\ud800', '\ufffd') ?? null);
+    expect(await read('text', textArray(TEXTS, same))).toEqual(stored);
+  });
+  test('bytea and uuid', async () => {
+    expect(await read('bytea', byteaArray(BYTES, same))).toEqual(BYTES);
+    const uuid = '0198f1e2-a3b4-c5d6-e7f8-091a2b3c4d5e';
+    expect(await read('uuid', uuidArray([UUID, null], same))).toEqual([uuid, null]);
+  });
+  test('integers', async () => {
+    expect(await read('int2', int2Array([0, -32_768, 32_767, null], same))).toEqual([
+      0,
+      -32_768,
+      32_767,
+      null,
+    ]);
+    const ints = [0, -2_147_483_648, null, 2_147_483_647];
+    expect(await read('int4', int4Array(ints, same))).toEqual(ints);
+    const texts = LARGE.map((value) => value?.toString() ?? null); // pg reads int8 as text
+    expect(await read('int8', int8Array(LARGE, same))).toEqual(texts);
+  });
+  test('floats and truths', async () => {
+    expect(await read('float8', float8Array(FLOATS, same))).toEqual(FLOATS);
+    expect(await read('bool', boolArray([true, false], same))).toEqual([true, false]);
+  });
+  test('none at all', async () => {
+    expect(await read('text', textArray([], same))).toEqual([]);
+  });
+  test('each element is picked with its place', async () => {
+    expect(
+      await read(
+        'int4',
+        int4Array(['a', 'b', 'c'], (_, i) => i * 10),
+      ),
+    ).toEqual([0, 10, 20]);
+  });
+});
+
+test('plain parameters go beside the arrays, in their places', async () => {
+  const { rows } = await hot.query<{ v: unknown[] }>({
+    name: 'beside',
+    text: 'SELECT ARRAY[$1::text, array_length($2::int4[], 1)::text, $3::text, $4::text, $5::bytea::text, $6::text] AS v',
+    values: ['first', int4Array([1, 2], same), 7, null, Buffer.from([1, 2]), true],
+  });
+  expect(rows[0]!.v).toEqual(['first', '2', '7', null, '\\x0102', 'true']);
+});
+
+test('a parameter that cannot be written fails its statement, and the connection goes on', async () => {
+  const broken = textArray([1], () => {
+    throw new Error('it cannot be picked');
+  });
+  await expect(hot.query('SELECT $1::text[]', [broken])).rejects.toThrow('it cannot be picked');
+  const { rows } = await hot.query('SELECT $1::text[] AS v', [textArray(['good'], same)]);
+  expect(rows[0]!['v']).toEqual(['good']);
+});
+
+test('a statement that fails on the server leaves its connection as it was', async () => {
+  const divide = 'SELECT 1 / v AS v FROM unnest($1::int4[]) AS v';
+  await expect(hot.query(divide, [int4Array([1, 0], same)])).rejects.toThrow('division by zero');
+  const { rows } = await hot.query(divide, [int4Array([1], same)]);
+  expect(rows).toEqual([{ v: 1 }]);
+});
+
+test('statements that run at once do not write over each other', async () => {
+  const sums = await Promise.all(
+    Array.from({ length: 200 }, async (_, n) => {
+      const items = Array.from({ length: 1 + (n % 50) * 100 }, () => `of ${n}`);
+      const text =
+        'SELECT count(*)::int4 AS count, min(v) AS least, max(v) AS most FROM unnest($1::text[]) AS v';
+      const { rows } = await hot.query({ name: 'count', text, values: [textArray(items, same)] });
+      return { n, ...rows[0] };
+    }),
+  );
+  for (const { n, ...sum } of sums) {
+    expect(sum).toEqual({ count: 1 + (n % 50) * 100, least: `of ${n}`, most: `of ${n}` });
+  }
+});
+
+test('memory is used again when its statement was answered, and given back if it is large', () => {
+  const memory = createMessageMemory();
+  const first = memory.take();
+  const second = memory.take();
+  expect(second).not.toBe(first);
+  memory.giveBack(first);
+  expect(memory.take()).toBe(first);
+  second.add(Buffer.alloc(2_000_000));
+  memory.giveBack(second);
+  expect(memory.take()).not.toBe(second);
+});
+
+test('a statement takes no new memory for its parameters', async () => {
+  const bodies = Array<Buffer>(400).fill(Buffer.alloc(1_000, 1));
+  const statement = () =>
+    hot.query({
+      name: 'bytes',
+      text: 'SELECT sum(octet_length(v))::int4 AS bytes FROM unnest($1::bytea[]) AS v',
+      values: [byteaArray(bodies, same)],
+    });
+  await statement();
+  const before = process.memoryUsage().arrayBuffers;
+  for (let i = 0; i < 50; i++) expect((await statement()).rows).toEqual([{ bytes: 400_000 }]);
+  expect(process.memoryUsage().arrayBuffers - before).toBeLessThan(5_000_000); // they are 20 MB
+});
