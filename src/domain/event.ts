@@ -48,8 +48,9 @@ export type NewEvent = {
 const CONTENT_TYPE =
   /^[\w!#$&^.+-]+\/[\w!#$&^.+-]+(?:[ \t]*;[ \t]*[\w!#$&^.+-]+=(?:[\w!#$&^.+-]+|"[\x20-\x21\x23-\x5b\x5d-\x7e]*"))*$/;
 const JSON_TYPE = /^application\/(?:[\w.-]+\+)?json\b/i;
-const PRINTABLE_ASCII = /^[\x21-\x7e]+$/;
 const JSON_CONTENT = 'application/json';
+const isJson = (contentType: string) => contentType === JSON_CONTENT || JSON_TYPE.test(contentType);
+const PRINTABLE_ASCII = /^[\x21-\x7e]+$/;
 
 /** Checks an event. Throws INVALID_ARGUMENT with every wrong field; `path` leads the field names. */
 export function parseEvent(tenantId: TenantId, draft: EventDraft, nowMs: number, path = 'event'): NewEvent {
@@ -58,20 +59,33 @@ export function parseEvent(tenantId: TenantId, draft: EventDraft, nowMs: number,
   if (typeProblem !== undefined) wrong.add(`${path}.type`, typeProblem);
   const contentType = parseContentType(draft, path, wrong);
   const payload = parseBody(draft, contentType, path, wrong);
-  checkText(draft.source, 512, `${path}.source`, wrong);
-  checkText(draft.subject, 512, `${path}.subject`, wrong);
-  checkKey(draft.idempotencyKey, `${path}.idempotency_key`, wrong);
-  checkKey(draft.orderingKey, `${path}.ordering_key`, wrong);
-  checkDeliverAfter(draft.deliverAfterMs, nowMs, path, wrong);
-  checkMetadata(draft.metadata, `${path}.metadata`, wrong);
-  wrong.throwIfAny();
   const { type, source, subject, idempotencyKey, orderingKey, deliverAfterMs, metadata } = draft;
-  const said = { type, source, subject, idempotencyKey, orderingKey, deliverAfterMs, metadata };
-  return { tenantId, payload, contentType, ...said };
+  // Names of fields are made only for what is there.
+  if (source !== '') checkText(source, 512, `${path}.source`, wrong);
+  if (subject !== '') checkText(subject, 512, `${path}.subject`, wrong);
+  if (idempotencyKey !== '') checkKey(idempotencyKey, `${path}.idempotency_key`, wrong);
+  if (orderingKey !== '') checkKey(orderingKey, `${path}.ordering_key`, wrong);
+  checkDeliverAfter(deliverAfterMs, nowMs, path, wrong);
+  for (const _ in metadata) {
+    checkMetadata(metadata, `${path}.metadata`, wrong);
+    break;
+  }
+  wrong.throwIfAny();
+  return {
+    tenantId,
+    payload,
+    contentType,
+    type,
+    source,
+    subject,
+    idempotencyKey,
+    orderingKey,
+    deliverAfterMs,
+    metadata,
+  };
 }
 
 function checkKey(key: string, field: string, wrong: Violations): void {
-  if (key === '') return;
   const ok = key.length <= 255 && PRINTABLE_ASCII.test(key);
   wrong.check(ok, field, 'must be 1–255 printable ASCII characters without spaces');
 }
@@ -95,25 +109,15 @@ function parseBody(draft: EventDraft, contentType: string, path: string, wrong: 
       wrong.add(`${path}.data`, 'is required: give data (a JSON object) or payload (bytes)');
       return Buffer.alloc(0);
     case 'data': {
-      const field = `${path}.data`;
       const problem = dataProblem(body.data);
-      if (problem !== undefined) {
-        wrong.add(field, problem);
-        return Buffer.alloc(0);
-      }
-      const bytes = Buffer.from(JSON.stringify(body.data), 'utf8');
-      return checkSize(bytes, field, wrong) ? ownBytes(bytes) : bytes;
+      const bytes = problem === undefined ? Buffer.from(JSON.stringify(body.data), 'utf8') : Buffer.alloc(0);
+      return checkedBytes(bytes, problem ?? sizeProblem(bytes), path, body.kind, wrong);
     }
     case 'payload': {
-      const field = `${path}.payload`;
       const { payload } = body;
       const bytes = Buffer.from(payload.buffer, payload.byteOffset, payload.byteLength);
-      if (!checkSize(bytes, field, wrong)) return bytes;
-      if (JSON_TYPE.test(contentType)) {
-        const problem = jsonProblem(bytes);
-        if (problem !== undefined) wrong.add(field, problem);
-      }
-      return ownBytes(bytes);
+      const problem = sizeProblem(bytes) ?? (isJson(contentType) ? jsonProblem(bytes) : undefined);
+      return checkedBytes(bytes, problem, path, body.kind, wrong);
     }
   }
 }
@@ -129,11 +133,20 @@ function ownBytes(body: Buffer): Buffer {
   return own;
 }
 
-function checkSize(bytes: Buffer, field: string, wrong: Violations): boolean {
-  const ok = bytes.length <= MAX_PAYLOAD_BYTES;
-  wrong.check(ok, field, `is ${bytes.length} bytes; at most ${MAX_PAYLOAD_BYTES} (1 MiB)`);
-  return ok;
+function checkedBytes(
+  bytes: Buffer,
+  problem: string | undefined,
+  path: string,
+  field: 'data' | 'payload',
+  wrong: Violations,
+): Buffer {
+  if (problem === undefined) return ownBytes(bytes);
+  wrong.add(`${path}.${field}`, problem);
+  return bytes;
 }
+
+const sizeProblem = ({ length }: Buffer): string | undefined =>
+  length <= MAX_PAYLOAD_BYTES ? undefined : `is ${length} bytes; at most ${MAX_PAYLOAD_BYTES} (1 MiB)`;
 
 /** What is wrong with a parsed value that should be JSON, or undefined; no deeper than the limit, whatever it is. */
 function dataProblem(value: unknown, level = 1): string | undefined {
@@ -149,7 +162,6 @@ function dataProblem(value: unknown, level = 1): string | undefined {
 }
 
 function checkText(text: string, maxLength: number, field: string, wrong: Violations): void {
-  if (text === '') return;
   wrong.check(text.length <= maxLength, field, `is ${text.length} characters long; at most ${maxLength}`);
   wrong.check(!text.includes('\0'), field, 'contains a NUL character, which cannot be stored');
 }

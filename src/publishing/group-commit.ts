@@ -13,6 +13,7 @@ import { burstOf, type Quota } from '../domain/quota.ts';
 import type { QueueKey } from '../storage/claims.ts';
 import type { IngestBatch, IngestResult } from '../storage/ingest.ts';
 import type { TenantConfig } from '../storage/read-config.ts';
+import type { Target } from '../storage/targets.ts';
 import { type ConfigReadsDeps, createConfigReads } from './config-reads.ts';
 import { createEventQuotas } from './event-quotas.ts';
 import { handOver, type Lease } from './hand-over.ts';
@@ -253,11 +254,13 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
     const unpaid = new Map<TenantConfig, Item[]>();
     for (const item of items) {
       const config = configs.get(item.event.tenantId)!;
+      if (config.quota.publishPerSecond === 0) item.paidBy = config.quota;
       if (hasPaid(item, config.quota)) continue;
       const ofTenant = unpaid.get(config);
       if (ofTenant === undefined) unpaid.set(config, [item]);
       else ofTenant.push(item);
     }
+    if (unpaid.size === 0) return items;
     const refused = new Set<Item>();
     const pay = async ([config, ofTenant]: readonly [TenantConfig, readonly Item[]]) => {
       const { granted, refusal } = await deps.admission.takeRate(config, ofTenant.length);
@@ -328,7 +331,7 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
     const again: Item[] = [];
     const nearAgain: Item[] = [];
     const owned: ClaimedDelivery[] = [];
-    const readyQueues = new Map<string, QueueKey>();
+    const readyQueues = new Map<Target, QueueKey>();
     for (let i = 0; i < matched.length; i++) {
       const m = matched[i]!;
       const result = results[i]!;

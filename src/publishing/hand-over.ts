@@ -20,22 +20,26 @@ export type LocalWorker = {
 /** That the local worker's deliveries were stored with; until when on the monotonic clock. */
 export type Lease = { readonly token: Buffer; readonly untilMs: number };
 
-/** Sorts the deliveries of a stored event: to the local worker, or to whoever hears that their queues are ready. */
+/**
+ * Sorts the deliveries of a stored event: to the local worker, or to whoever hears that their queues are ready. In a commit each
+ * tenant has one configuration, so a queue has one target.
+ */
 export function handOver(
   m: Matched,
   eventId: EventId,
   lease: Lease,
   owned: ClaimedDelivery[],
-  readyQueues: Map<string, QueueKey>,
+  readyQueues: Map<Target, QueueKey>,
 ): void {
   const { tenantId, type, contentType, payload, source, subject, deliverAfterMs } = m.event;
-  const event = { eventId, type, contentType, payload, source, subject };
+  let event: ClaimedDelivery['event'] | undefined;
   const nowMs = Date.now();
   for (let i = 0; i < m.deliveries.length; i++) {
     const delivery = m.deliveries[i]!;
     const target = m.targets[i]!;
     const { subscriptionId } = target;
     if (delivery.place !== undefined) {
+      event ??= { eventId, type, contentType, payload, source, subject };
       owned.push({
         tenantId,
         deliveryId: encodeId('dlv', delivery.deliveryId) as DeliveryId,
@@ -52,7 +56,7 @@ export function handOver(
         event,
       });
     } else if (target.state === 'active' && (deliverAfterMs === undefined || deliverAfterMs <= nowMs)) {
-      readyQueues.set(`${tenantId}/${subscriptionId}`, { tenantId, subscriptionId });
+      if (!readyQueues.has(target)) readyQueues.set(target, { tenantId, subscriptionId });
     }
   }
 }
