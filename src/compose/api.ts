@@ -128,7 +128,6 @@ async function startGroupCommit(shared: Shared, worker: Worker | undefined): Pro
     localWorker: worker,
     ready: (queues) => shared.ready([...queues]),
     ids: shared.ids,
-    randomBytes,
     leaseMs: config.leaseMs,
     unavailable: databaseUnavailable,
     onCommit: metrics.groupCommitted,

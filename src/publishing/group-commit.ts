@@ -225,6 +225,7 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
       if (matched.length === 0) return;
       const results = await (isNearLane ? deps.ingestNearLimit : deps.ingest)(prepared.batch);
       deps.onCommit(matched.length, (performance.now() - startedAt) / 1000);
+      confirmConfigs(prepared.batch, results, startedAt);
       settle(matched, results, { token: prepared.batch.lease, untilMs: startedAt + deps.leaseMs });
     } catch (error) {
       for (const m of matched) matching.giveBack(m);
@@ -326,6 +327,21 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
     },
     onError: deps.onError,
   });
+
+  /** What was stored was matched with the version that the statement found: that needs no check for a while. */
+  function confirmConfigs(
+    { tenants, events }: IngestBatch,
+    results: readonly IngestResult[],
+    atMs: number,
+  ): void {
+    const confirmed = new Set<TenantId>();
+    for (let i = 0; i < events.length; i++) {
+      const { tenantId } = events[i]!.event;
+      if (results[i]!.kind !== 'stored' || confirmed.has(tenantId)) continue;
+      confirmed.add(tenantId);
+      deps.configs.confirm(tenantId, tenants.get(tenantId)!.version, atMs);
+    }
+  }
 
   function settle(matched: readonly Matched[], results: readonly IngestResult[], lease: Lease): void {
     const again: Item[] = [];

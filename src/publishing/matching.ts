@@ -18,7 +18,6 @@ export type MatchingDeps = {
   readonly margin: () => number;
   readonly localWorker: LocalWorker | undefined;
   readonly ids: IdSource;
-  readonly randomBytes: (size: number) => Buffer;
   readonly leaseMs: number;
 };
 
@@ -85,7 +84,7 @@ export function createMatching(deps: MatchingDeps): Matching {
       if (key !== '') keys.set(key, matched);
       events.push(matched);
     }
-    const lease = deps.randomBytes(16);
+    const lease = deps.ids.bytes();
     const { leaseMs } = deps;
     const batch = {
       tenants,

@@ -25,6 +25,8 @@ export type TenantConfigs = {
   readonly reload: (tenantId: TenantId) => Promise<TenantConfig | undefined>;
   /** Forgets a tenant, or all: the next use reads what changed since. */
   readonly forget: (tenantId: TenantId | undefined) => void;
+  /** A statement that began at `atMs` found this version: what is in memory of it needs no check until it is older than that. */
+  readonly confirm: (tenantId: TenantId, version: number, atMs: number) => void;
   /** Nothing that was known counts any more: what answers now may be another database. */
   readonly clear: () => void;
 };
@@ -160,6 +162,10 @@ export function createTenantConfigs(
     forget(tenantId) {
       if (tenantId !== undefined) forget(tenantId);
       else for (const id of [...entries.keys(), ...loading.keys()]) forget(id);
+    },
+    confirm(tenantId, version, atMs) {
+      const entry = entries.get(tenantId);
+      if (entry?.read.config.version === version) entry.checkedAtMs = Math.max(entry.checkedAtMs, atMs);
     },
     clear() {
       era++;

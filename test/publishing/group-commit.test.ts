@@ -5,7 +5,7 @@ import { expect, test } from 'vitest';
 import { DispatchError } from '../../src/domain/errors.ts';
 import type { NewEvent } from '../../src/domain/event.ts';
 import { createPatternIndex } from '../../src/domain/event-type.ts';
-import { createIdSource, type TenantId } from '../../src/domain/ids.ts';
+import { createIdSource, type EventId, type TenantId } from '../../src/domain/ids.ts';
 import { DEFAULT_QUOTA } from '../../src/domain/quota.ts';
 import type { TenantState } from '../../src/domain/tenant.ts';
 import { createGroupCommit } from '../../src/publishing/group-commit.ts';
@@ -43,6 +43,7 @@ function start(
     readonly end: (config: TenantConfig | Error | undefined) => void;
   }[] = [];
   const written: string[] = [];
+  const confirmed: string[] = [];
   const note = (batch: IngestBatch, results: IngestResult[]) => {
     for (const [i, { event }] of batch.events.entries()) {
       if (results[i]!.kind === 'stored') written.push(`${event.tenantId} ${event.type}`);
@@ -72,11 +73,11 @@ function start(
           reads.push({ tenantId, end });
         }),
       forget: (tenantId) => void memory.delete(tenantId),
+      confirm: (tenantId, version) => void confirmed.push(`${tenantId} ${version}`),
     },
     localWorker: undefined,
     ready: () => {},
     ids: createIdSource(Date.now, randomBytes),
-    randomBytes,
     leaseMs: 60_000,
     unavailable: () => undefined,
     onCommit: () => {},
@@ -98,10 +99,37 @@ function start(
       };
       commit.add(event, () => true, done);
     });
-  return { commit, memory, reads, written, publish };
+  return { commit, memory, reads, written, confirmed, publish };
 }
 
 const codeOf = (outcome: PublishOutcome) => (outcome.ok ? 'OK' : outcome.error.code);
+
+test('the version that something was stored with is confirmed once a commit, and no other', async () => {
+  const { memory, reads, confirmed, publish } = start(
+    [configOf('good'), configOf('changed', { version: 3 }), configOf('again')],
+    ({ events }) =>
+      events.map(({ event }) =>
+        event.tenantId === 'changed' && memory.get('changed')?.version === 3
+          ? { kind: 'stale' }
+          : event.tenantId === 'again'
+            ? { kind: 'duplicate', eventId: 'evt_x' as EventId, deliveryCount: 0, same: true }
+            : { kind: 'stored' },
+      ),
+  );
+  const outcomes = [
+    publish('good', 'a'),
+    publish('changed', 'b'),
+    publish('again', 'c'),
+    publish('good', 'd'),
+  ];
+  await expect.poll(() => reads.length).toBe(1);
+  expect(confirmed).toEqual(['good 1']);
+  const fresh = configOf('changed', { version: 4 });
+  memory.set('changed', fresh);
+  reads[0]!.end(fresh);
+  expect((await Promise.all(outcomes)).map(codeOf)).toEqual(['OK', 'OK', 'OK', 'OK']);
+  expect(confirmed).toEqual(['good 1', 'changed 4']);
+});
 
 test('nobody’s publish waits for another tenant’s configuration, and what waits for it is stored in order', async () => {
   const { commit, reads, written, publish } = start([configOf('quick')]);

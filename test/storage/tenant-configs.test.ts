@@ -3,7 +3,7 @@ import { setTimeout as wait } from 'node:timers/promises';
 import { expect, test } from 'vitest';
 import type { TenantId } from '../../src/domain/ids.ts';
 import { DEFAULT_QUOTA } from '../../src/domain/quota.ts';
-import { openDatabase } from '../../src/storage/database.ts';
+import { type ManyStatements, openDatabase } from '../../src/storage/database.ts';
 import { createTenantConfigs } from '../../src/storage/tenant-configs.ts';
 import { cloneDatabase } from '../support/database.ts';
 import { eventually } from '../support/eventually.ts';
@@ -60,6 +60,38 @@ test('a check that failed is not tried again at once, however often the configur
   expect(failureCount).toBe(1);
   nowMs = 6_500;
   await useUntil(2);
+});
+
+test('what a statement has found is not checked, for as long as it is no older than that', async () => {
+  await using database = await cloneDatabase();
+  await using db = await openDatabase(database.url, 1, () => {});
+  const tenantId = 'acme' as TenantId;
+  await database.owner.query(
+    "INSERT INTO tenants (tenant_id, display_name, metadata, state) VALUES ($1, '', '{}', 'active')",
+    [tenantId],
+  );
+  let checkCount = 0;
+  const many: ManyStatements = {
+    ...db.many,
+    any: (query) => {
+      checkCount++;
+      return db.many.any(query);
+    },
+  };
+  let nowMs = 0;
+  const configs = createTenantConfigs({ many, claims: db.claims }, [], DEFAULT_QUOTA, () => nowMs, failed);
+  const { version } = (await configs.get(tenantId))!;
+  await database.owner.query('UPDATE tenants SET config_version = config_version + 1'); // and nobody is told
+  nowMs = 6_000;
+  configs.confirm(tenantId, version, 5_000);
+  configs.confirm(tenantId, version, 1_000); // older than what is known
+  configs.confirm(tenantId, version + 1, 6_000); // another version than the one that is in memory
+  for (nowMs of [6_000, 10_000]) expect(configs.peek(tenantId)?.version).toBe(version);
+  expect(checkCount).toBe(0);
+  nowMs = 10_001;
+  expect(configs.peek(tenantId)?.version).toBe(version);
+  expect(checkCount).toBe(1);
+  await eventually(() => expect(configs.peek(tenantId)).toBeUndefined());
 });
 
 test('configurations of many subscriptions are read by their keys, also by plans that were made while there were none', async () => {
