@@ -12,7 +12,7 @@ const IS_BINARY = 1;
 const MAX_KEPT = 1024 * 1024;
 
 /** What pg gives to its connection to be sent. */
-type Bind = {
+export type Bind = {
   readonly portal?: string;
   readonly statement?: string;
   readonly binary?: boolean;
@@ -21,7 +21,7 @@ type Bind = {
 };
 
 /** Of pg's connection, whose types say less. */
-type Connection = {
+export type BindingConnection = {
   readonly stream: { readonly writable: boolean; readonly write: (bytes: Uint8Array) => boolean };
   readonly on: (event: 'readyForQuery', heard: () => void) => void;
   bind: (message: Bind) => void;
@@ -52,12 +52,13 @@ export function clientsWith(memory: MessageMemory): new (config?: pg.ClientConfi
   return class extends pg.Client {
     constructor(config?: pg.ClientConfig) {
       super(config);
-      bindInto(memory, (this as unknown as { readonly connection: Connection }).connection);
+      bindInto(memory, (this as unknown as { readonly connection: BindingConnection }).connection);
     }
   };
 }
 
-function bindInto(memory: MessageMemory, connection: Connection): void {
+/** Replaces how a connection sends parameters. */
+export function bindInto(memory: MessageMemory, connection: BindingConnection): void {
   const bindPlain = connection.bind.bind(connection);
   /** What was sent and not answered: the socket may have to read it still. */
   let held: MessageWriter | undefined;

@@ -57,11 +57,7 @@ describe('an event', () => {
   });
 
   test.each<[string, Partial<EventDraft>, string]>([
-    [
-      'a payload over 1 MiB',
-      { body: { kind: 'payload', payload: Buffer.alloc(MAX_PAYLOAD_BYTES + 1, 0x20) } },
-      'event.payload',
-    ],
+    ['a payload over 1 MiB', { body: payload(`1${' '.repeat(MAX_PAYLOAD_BYTES)}`) }, 'event.payload'],
     ['data over 1 MiB', { body: { kind: 'data', data: { a: 'x'.repeat(MAX_PAYLOAD_BYTES) } } }, 'event.data'],
     ['JSON that is not JSON', { body: payload('{') }, 'event.payload'],
     ['an empty payload that should be JSON', { body: payload('') }, 'event.payload'],
@@ -102,6 +98,7 @@ describe('an event', () => {
       { body: payload('x'), contentType: 'text/plain; a="т"' },
       'event.content_type',
     ],
+    ['a blank in the ordering key', { orderingKey: 'a b' }, 'event.ordering_key'],
     ['a NUL in the subject', { subject: 'a\0b' }, 'event.subject'],
     ['a long label', { metadata: { a: 'x'.repeat(513) } }, 'event.metadata[a]'],
   ])('refuses %s', (_name, changes, field) => {

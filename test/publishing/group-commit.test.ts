@@ -7,7 +7,6 @@ import type { NewEvent } from '../../src/domain/event.ts';
 import { createPatternIndex } from '../../src/domain/event-type.ts';
 import { createIdSource, type EventId, type TenantId } from '../../src/domain/ids.ts';
 import { DEFAULT_QUOTA } from '../../src/domain/quota.ts';
-import type { TenantState } from '../../src/domain/tenant.ts';
 import { createGroupCommit } from '../../src/publishing/group-commit.ts';
 import type { PublishOutcome } from '../../src/publishing/item.ts';
 import type { IngestBatch, IngestResult } from '../../src/storage/ingest.ts';
@@ -17,7 +16,7 @@ import { eventually } from '../support/eventually.ts';
 
 const configOf = (
   tenantId: string,
-  fields: { version?: number; state?: TenantState } = {},
+  fields: Partial<Pick<TenantConfig, 'version' | 'state' | 'quota' | 'matches'>> = {},
 ): TenantConfig => ({
   tenantId: tenantId as TenantId,
   serial: 1,
@@ -44,6 +43,8 @@ function start(
   }[] = [];
   const written: string[] = [];
   const confirmed: string[] = [];
+  const rated: string[] = [];
+  const ready: string[][] = [];
   const note = (batch: IngestBatch, results: IngestResult[]) => {
     for (const [i, { event }] of batch.events.entries()) {
       if (results[i]!.kind === 'stored') written.push(`${event.tenantId} ${event.type}`);
@@ -56,7 +57,10 @@ function start(
     ingestNearLimit: async (batch) =>
       note(batch, (await ingestNearLimit?.(batch)) ?? expect.fail('nobody is near a limit')),
     admission: {
-      takeRate: async (_, count) => ({ granted: count, refusal: undefined }),
+      takeRate: async ({ tenantId }, count) => {
+        rated.push(`${tenantId} ${count}`);
+        return { granted: count, refusal: undefined };
+      },
       refusal: () => undefined,
       giveBack: () => {},
     },
@@ -76,7 +80,7 @@ function start(
       confirm: (tenantId, version) => void confirmed.push(`${tenantId} ${version}`),
     },
     localWorker: undefined,
-    ready: () => {},
+    ready: (queues) => void ready.push([...queues].map((queue) => queue.subscriptionId)),
     ids: createIdSource(Date.now, randomBytes),
     leaseMs: 60_000,
     unavailable: () => undefined,
@@ -99,10 +103,29 @@ function start(
       };
       commit.add(event, () => true, done);
     });
-  return { commit, memory, reads, written, confirmed, publish };
+  return { commit, memory, reads, written, confirmed, rated, ready, publish };
 }
 
 const codeOf = (outcome: PublishOutcome) => (outcome.ok ? 'OK' : outcome.error.code);
+
+test('tokens are taken only of tenants that have a publish rate, once a commit', async () => {
+  const quota = { ...DEFAULT_QUOTA, publishPerSecond: 0 };
+  const { rated, publish } = start([configOf('bound'), configOf('free', { quota })]);
+  await Promise.all(['bound', 'free', 'bound', 'free'].map((tenantId) => publish(tenantId, 'a')));
+  expect(DEFAULT_QUOTA.publishPerSecond).toBeGreaterThan(0);
+  expect(rated).toEqual(['bound 2']);
+});
+
+test('each queue of a commit is told of once, and only what may be sent', async () => {
+  const target = (subscriptionId: string, state: Target['state']) =>
+    ({ subscriptionId, state, idBytes: Buffer.alloc(16), ordering: 'none' }) as Partial<Target> as Target;
+  const targets = [target('sub_a', 'active'), target('sub_b', 'active'), target('sub_c', 'paused')];
+  const entries = targets.map((value) => ({ patterns: ['**'], value }));
+  const matches = createPatternIndex(entries, (a, b) => targets.indexOf(a) - targets.indexOf(b));
+  const { ready, publish } = start([configOf('acme', { matches })]);
+  await Promise.all(['a', 'b', 'c'].map((type) => publish('acme', type)));
+  expect(ready).toEqual([['sub_a', 'sub_b']]);
+});
 
 test('the version that something was stored with is confirmed once a commit, and no other', async () => {
   const { memory, reads, confirmed, publish } = start(

@@ -1,4 +1,5 @@
 // Parameters that are written into the message of their statement, on a real server.
+import { EventEmitter } from 'node:events';
 import pg from 'pg';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import {
@@ -11,8 +12,13 @@ import {
   textArray,
   uuidArray,
 } from '../../src/storage/binary-arrays.ts';
-import { createMessageMemory } from '../../src/storage/bind-message.ts';
-import { type HotPool, openHotPool, type Statements } from '../../src/storage/hot-pool.ts';
+import {
+  type Bind,
+  type BindingConnection,
+  bindInto,
+  createMessageMemory,
+} from '../../src/storage/bind-message.ts';
+import { type HotPool, IN_BINARY, openHotPool, type Statements } from '../../src/storage/hot-pool.ts';
 import type { BinaryParameter } from '../../src/storage/message-writer.ts';
 import { cloneDatabase, type TestDatabase } from '../support/database.ts';
 
@@ -107,6 +113,10 @@ describe.each(WAYS)('arrays arrive as they are, by %s', (_, pool) => {
         int4Array(['a', 'b', 'c'], (_, i) => i * 10),
       ),
     ).toEqual([0, 10, 20]);
+    const second = boolArray(['a', 'b'], (_, i) => i === 1);
+    expect(await read('bool', second)).toEqual([false, true]);
+    const places = textArray(['a', 'b'], (_, i) => `${i}`);
+    expect(await read('text', places)).toEqual(['0', '1']);
   });
 });
 
@@ -148,6 +158,72 @@ test('statements that run at once do not write over each other', async () => {
   for (const { n, ...sum } of sums) {
     expect(sum).toEqual({ count: 1 + (n % 50) * 100, least: `of ${n}`, most: `of ${n}` });
   }
+});
+
+test('rows come in binary where that is asked for', async () => {
+  const { rows } = await hot.query({
+    text: 'SELECT v, octet_length(v)::text FROM unnest($1::bytea[]) AS v',
+    values: [byteaArray([Buffer.from('{"a":1}')], same)],
+    ...IN_BINARY,
+  });
+  expect(rows).toEqual([[Buffer.from('{"a":1}'), '7']]);
+});
+
+describe('the memory of a message', () => {
+  /** A connection to no server, whose answers a test makes. */
+  function connect() {
+    const answers = new EventEmitter();
+    const sent: Uint8Array[] = [];
+    const sentPlain: Bind[] = [];
+    const connection: BindingConnection = {
+      stream: { writable: true, write: (bytes) => sent.push(bytes) > 0 },
+      on: (event, heard) => void answers.on(event, heard),
+      bind: (bind) => void sentPlain.push(bind),
+    };
+    return { connection, sent, sentPlain, becomeReady: () => answers.emit('readyForQuery') };
+  }
+  const one = { statement: 'one', values: [int4Array([1], same)] };
+
+  test('is the next statement’s when the server is ready for it, and not before', () => {
+    const memory = createMessageMemory();
+    const { connection, sent, sentPlain, becomeReady } = connect();
+    bindInto(memory, connection);
+    connection.bind(one);
+    expect(memory.take().bytes.buffer).not.toBe(sent[0]!.buffer);
+    connection.bind(one); // before the answer: in memory that nobody else has
+    expect([sent.length, sentPlain]).toEqual([1, [one]]);
+    becomeReady();
+    expect(memory.take().bytes.buffer).toBe(sent[0]!.buffer);
+    becomeReady(); // of a statement without such parameters
+    expect(memory.take().bytes.buffer).not.toBe(sent[0]!.buffer);
+  });
+
+  test('is the next statement’s at once, if nothing was sent from it', () => {
+    const memory = createMessageMemory();
+    const { connection, sent, becomeReady } = connect();
+    bindInto(memory, connection);
+    const kept = memory.take();
+    memory.giveBack(kept);
+    const broken = int4Array([1], () => {
+      throw new Error('it cannot be picked');
+    });
+    expect(() => connection.bind({ values: [broken] })).toThrow('it cannot be picked');
+    becomeReady();
+    expect(sent).toEqual([]);
+    expect(memory.take()).toBe(kept);
+    expect(memory.take()).not.toBe(kept);
+  });
+
+  test('is nobody’s while its statement has no answer', () => {
+    const memory = createMessageMemory();
+    const broken = connect();
+    bindInto(memory, broken.connection);
+    broken.connection.bind(one);
+    const other = connect();
+    bindInto(memory, other.connection);
+    other.connection.bind(one);
+    expect(other.sent[0]!.buffer).not.toBe(broken.sent[0]!.buffer);
+  });
 });
 
 test('memory is used again when its statement was answered, and given back if it is large', () => {
