@@ -17,7 +17,7 @@ export type AdmissionDeps = {
 };
 
 export type Admission = {
-  /** Takes tokens of the tenant's publish rate: how many of `count` events may pass, and why not the others. */
+  /** Takes tokens of the publish rate of a tenant that has one: how many of `count` events may pass, and why not the others. */
   readonly takeRate: (
     config: TenantConfig,
     count: number,
@@ -80,7 +80,6 @@ export function createAdmission(deps: AdmissionDeps): Admission {
   return {
     async takeRate(config, count) {
       const { tenantId, quota } = config;
-      if (quota.publishPerSecond === 0) return { granted: count, refusal: undefined };
       const { granted, waitMs } = await deps.rate.take(tenantId, quota, count);
       return { granted, refusal: granted < count ? tooFast(tenantId, quota, waitMs) : undefined };
     },

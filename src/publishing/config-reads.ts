@@ -7,7 +7,7 @@ import type { TenantConfig } from '../storage/read-config.ts';
 import type { TenantConfigs } from '../storage/tenant-configs.ts';
 
 export type ConfigReadsDeps<Item> = {
-  readonly configs: Pick<TenantConfigs, 'get' | 'peek' | 'confirm'> & {
+  readonly configs: Pick<TenantConfigs, 'get' | 'peek'> & {
     readonly forget: (tenantId: TenantId) => void;
   };
   /** Turns an error of the database into what a caller sees; undefined: not the database's state. */

@@ -14,6 +14,7 @@ import type { QueueKey } from '../storage/claims.ts';
 import type { IngestBatch, IngestResult } from '../storage/ingest.ts';
 import type { TenantConfig } from '../storage/read-config.ts';
 import type { Target } from '../storage/targets.ts';
+import type { TenantConfigs } from '../storage/tenant-configs.ts';
 import { type ConfigReadsDeps, createConfigReads } from './config-reads.ts';
 import { createEventQuotas } from './event-quotas.ts';
 import { handOver, type Lease } from './hand-over.ts';
@@ -28,7 +29,7 @@ export type GroupCommitDeps = Omit<MatchingDeps, 'quotas'> & {
   readonly ingestNearLimit: (batch: IngestBatch) => Promise<IngestResult[]>;
   /** A number that no other process has: its lanes count usage in slots of their own. */
   readonly usageSlot: number;
-  readonly configs: ConfigReadsDeps<unknown>['configs'];
+  readonly configs: ConfigReadsDeps<unknown>['configs'] & Pick<TenantConfigs, 'confirm'>;
   /** Says that queues have something due that nobody holds. */
   readonly ready: (queues: Iterable<QueueKey>) => void;
   /** Turns an error of the database into what a caller sees; undefined: not the database's state. */

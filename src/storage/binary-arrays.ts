@@ -56,7 +56,7 @@ function bytesArray<T>(type: number, items: readonly T[], pick: (item: T, i: num
 }
 
 function begin(message: MessageWriter, type: number, count: number): void {
-  message.makeRoom(HEAD + count * 12); // at least: 8 bytes an element
+  message.makeRoom(HEAD + count * 12); // about what numbers take
   message.int32(1); // dimensions
   message.int32(1); // may hold nulls
   message.int32(type);
@@ -86,12 +86,18 @@ function numberArray<T>(
 
 /** int2[] */
 export function int2Array<T>(items: readonly T[], pick: PickNumber<T>) {
-  return numberArray(INT2, 2, items, pick, (m, value) => m.int16(value));
+  return numberArray(INT2, 2, items, pick, (m, value) => m.int16(inRange(value, (value << 16) >> 16)));
 }
 
 /** int4[] */
 export function int4Array<T>(items: readonly T[], pick: PickNumber<T>) {
-  return numberArray(INT4, 4, items, pick, (m, value) => m.int32(value));
+  return numberArray(INT4, 4, items, pick, (m, value) => m.int32(inRange(value, value | 0)));
+}
+
+/** A number, if it is what is left of it in its type. */
+function inRange(value: number, kept: number): number {
+  if (value !== kept) throw new RangeError(`${value} is not a number of its column's type`);
+  return value;
 }
 
 /** int8[], from integers that a double holds exactly. */

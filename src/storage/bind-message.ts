@@ -8,8 +8,10 @@ import { BinaryParameter, MessageWriter } from './message-writer.ts';
 const BIND = 0x42; // 'B'
 const IS_TEXT = 0;
 const IS_BINARY = 1;
-/** Memory larger than that is given back after its statement. */
-const MAX_KEPT = 1024 * 1024;
+/** Memory that is kept between statements, in bytes: a few commits of the largest size. */
+const MAX_KEPT = 24 * 1024 * 1024;
+
+type Plain = Buffer | string | null;
 
 /** What pg gives to its connection to be sent. */
 export type Bind = {
@@ -17,7 +19,7 @@ export type Bind = {
   readonly statement?: string;
   readonly binary?: boolean;
   readonly values?: readonly unknown[];
-  readonly valueMapper?: (value: unknown, i: number) => Buffer | string | null;
+  readonly valueMapper?: (value: unknown, i: number) => Plain;
 };
 
 /** Of pg's connection, whose types say less. */
@@ -35,19 +37,24 @@ export type MessageMemory = {
 
 export function createMessageMemory(): MessageMemory {
   const free: MessageWriter[] = [];
+  let kept = 0;
   return {
     take() {
-      const message = free.pop() ?? new MessageWriter();
+      const message = free.pop();
+      if (message === undefined) return new MessageWriter();
+      kept -= message.bytes.length;
       message.end = 0;
       return message;
     },
     giveBack(used) {
-      if (used.bytes.length <= MAX_KEPT) free.push(used);
+      if (kept + used.bytes.length > MAX_KEPT) return;
+      kept += used.bytes.length;
+      free.push(used);
     },
   };
 }
 
-/** Clients whose statements are written into `memory`. */
+/** Clients whose statements are written into `memory`, one at a time: pg's pipeline mode is not for them. */
 export function clientsWith(memory: MessageMemory): new (config?: pg.ClientConfig) => pg.Client {
   return class extends pg.Client {
     constructor(config?: pg.ClientConfig) {
@@ -92,8 +99,9 @@ function writeBind(
   message.int32(0); // its length, which is not known yet
   message.zeroEnded(portal);
   message.zeroEnded(statement);
+  const mapped = bind.valueMapper ?? ((value: unknown) => value as Plain | undefined);
   const given = values.map((value, i) =>
-    value instanceof BinaryParameter ? value : (bind.valueMapper?.(value, i) ?? null),
+    value instanceof BinaryParameter ? value : (mapped(value, i) ?? null),
   );
   message.int16(given.length);
   for (const value of given) message.int16(typeof value === 'string' || value === null ? IS_TEXT : IS_BINARY);
@@ -104,7 +112,7 @@ function writeBind(
   message.int32At(1, message.end - 1);
 }
 
-function writeValue(message: MessageWriter, value: BinaryParameter | Buffer | string | null): void {
+function writeValue(message: MessageWriter, value: BinaryParameter | Plain): void {
   if (value === null) {
     message.int32(-1);
   } else if (typeof value === 'string') {

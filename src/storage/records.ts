@@ -123,15 +123,18 @@ const attemptColumns = (attempts: readonly (AttemptRecord | undefined)[]) => [
   int2Array(attempts, (a) => a?.attempt ?? null),
   int2Array(attempts, (a) => a?.status ?? null),
   float8Array(attempts, (a) => a?.startedAtMs ?? null),
-  int4Array(attempts, (a) => (a === undefined ? null : Math.min(a.durationUs, 0x7fffffff))),
+  int4Array(attempts, (a) => bounded(a?.durationUs)),
   byteaArray(attempts, (a) => (a === undefined || a.responseBody.length === 0 ? null : a.responseBody)),
-  int4Array(attempts, (a) => a?.timing.dnsUs ?? null),
-  int4Array(attempts, (a) => a?.timing.connectUs ?? null),
-  int4Array(attempts, (a) => a?.timing.tlsUs ?? null),
-  int4Array(attempts, (a) => a?.timing.firstByteUs ?? null),
+  int4Array(attempts, (a) => bounded(a?.timing.dnsUs)),
+  int4Array(attempts, (a) => bounded(a?.timing.connectUs)),
+  int4Array(attempts, (a) => bounded(a?.timing.tlsUs)),
+  int4Array(attempts, (a) => bounded(a?.timing.firstByteUs)),
   textArray(attempts, (a) => (a?.responseHeaders === undefined ? null : JSON.stringify(a.responseHeaders))),
   int2Array(attempts, (a) => (a === undefined || a.batchSize === 0 ? null : a.batchSize)),
 ];
+
+/** µs that an int4 holds: 35 minutes, which a process can be stopped for. */
+const bounded = (us: number | undefined) => (us === undefined ? null : Math.min(us, 0x7fffffff));
 
 const failureColumns = (failures: readonly Failure[]) => [
   textArray(failures, (f) => f.errorClass),

@@ -106,9 +106,13 @@ export function createTenantConfigs(
   async function check(): Promise<void> {
     checking = true;
     try {
-      const asked = [...toCheck].map((id) => [id, entries.get(id)] as const);
-      toCheck.clear();
       const startedAt = now();
+      // What was confirmed since it was put there is as good as checked.
+      const asked = [...toCheck]
+        .map((id) => [id, entries.get(id)] as const)
+        .filter(([, entry]) => entry !== undefined && startedAt - entry.checkedAtMs > MAX_AGE_MS);
+      toCheck.clear();
+      if (asked.length === 0) return;
       const versions = await readVersions(
         db,
         asked.map(([id]) => id),

@@ -1,5 +1,5 @@
 // The cache of configurations: while the database does not answer, and what reading one costs.
-import { setTimeout as wait } from 'node:timers/promises';
+import { setImmediate as turn, setTimeout as wait } from 'node:timers/promises';
 import { expect, test } from 'vitest';
 import type { TenantId } from '../../src/domain/ids.ts';
 import { DEFAULT_QUOTA } from '../../src/domain/quota.ts';
@@ -60,6 +60,33 @@ test('a check that failed is not tried again at once, however often the configur
   expect(failureCount).toBe(1);
   nowMs = 6_500;
   await useUntil(2);
+});
+
+test('one that is asked for while it is checked is not checked once more', async () => {
+  await using database = await cloneDatabase();
+  await using db = await openDatabase(database.url, 1, () => {});
+  await database.owner.query(
+    "INSERT INTO tenants (tenant_id, display_name, metadata, state) VALUES ('acme', '', '{}', 'active')",
+  );
+  const checks: Promise<unknown>[] = [];
+  const many: ManyStatements = {
+    ...db.many,
+    any: (query) => {
+      const check = db.many.any(query);
+      checks.push(check);
+      return check;
+    },
+  };
+  let nowMs = 0;
+  const configs = createTenantConfigs({ many, claims: db.claims }, [], DEFAULT_QUOTA, () => nowMs, failed);
+  await configs.get('acme' as TenantId);
+  for (const until of [1, 2]) {
+    nowMs += 6_000;
+    for (let i = 0; i < 3; i++) configs.peek('acme' as TenantId);
+    await checks.at(-1);
+    await turn(); // what hears of it would check again
+    expect(checks.length).toBe(until);
+  }
 });
 
 test('what a statement has found is not checked, for as long as it is no older than that', async () => {
