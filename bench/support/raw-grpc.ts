@@ -59,6 +59,9 @@ export function grpcMessage(message: Uint8Array): Buffer {
   return Buffer.concat([Buffer.from([0]), uint32(message.length), message]);
 }
 
+/** As many as the product's server takes at once on a connection, which tells so in its settings. */
+const MAX_STREAMS = 100;
+
 type Stream = {
   /** How much may be sent now. */
   window: number;
@@ -76,6 +79,7 @@ type Stream = {
 export class RawGrpc {
   readonly #socket: Socket;
   readonly #streams = new Map<number, Stream>();
+  readonly #waiting: (() => void)[] = [];
   #nextId = 1;
   #window = USUAL_WINDOW;
   #initialWindow = USUAL_WINDOW;
@@ -102,7 +106,7 @@ export class RawGrpc {
   unary(headers: Buffer, message: Buffer): Promise<void> {
     return new Promise((done, fail) => {
       const ended = (messages: number) => (messages === 1 ? done() : fail(new Error('a call was refused')));
-      this.stream(headers, () => {}, ended).send(message, true);
+      this.#whenFree(() => this.stream(headers, () => {}, ended).send(message, true));
     });
   }
 
@@ -112,8 +116,14 @@ export class RawGrpc {
     return new Promise((done, fail) => {
       const ended = (messages: number) =>
         messages === 1 ? done(Buffer.concat(kept).subarray(5)) : fail(new Error('a call was refused'));
-      this.stream(headers, () => {}, ended, kept).send(message, true);
+      this.#whenFree(() => this.stream(headers, () => {}, ended, kept).send(message, true));
     });
+  }
+
+  /** A server ends the connection of a client that opens more than it may: while one stalls, calls wait here. */
+  #whenFree(call: () => void): void {
+    if (this.#streams.size < MAX_STREAMS) call();
+    else this.#waiting.push(call);
   }
 
   /** A call of many messages; `onMessages` hears how many came back. */
@@ -222,6 +232,7 @@ export class RawGrpc {
     if (stream === undefined || !isOver) return;
     this.#streams.delete(id);
     stream.onEnd(stream.messages);
+    if (this.#streams.size < MAX_STREAMS) this.#waiting.shift()?.();
   }
 
   #settings(body: Buffer): void {
