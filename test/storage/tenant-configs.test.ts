@@ -3,9 +3,9 @@ import { setImmediate as turn, setTimeout as wait } from 'node:timers/promises';
 import { expect, test } from 'vitest';
 import type { TenantId } from '../../src/domain/ids.ts';
 import { DEFAULT_QUOTA } from '../../src/domain/quota.ts';
-import { type ManyStatements, openDatabase } from '../../src/storage/database.ts';
+import { type Database, type ManyStatements, openDatabase } from '../../src/storage/database.ts';
 import { createTenantConfigs } from '../../src/storage/tenant-configs.ts';
-import { cloneDatabase } from '../support/database.ts';
+import { cloneDatabase, type TestDatabase } from '../support/database.ts';
 import { eventually } from '../support/eventually.ts';
 
 const failed = (error: unknown) => expect.fail(`${error}`);
@@ -27,14 +27,29 @@ const SUBSCRIPTIONS = `
   SELECT $1, gen_random_uuid(), 'https://example.com/', '{order}', '', '{}', 1000, '{}', 'active'
   FROM generate_series(1, $2::int4)`;
 
+async function createTenant({ owner }: TestDatabase): Promise<TenantId> {
+  const tenantId = 'acme' as TenantId;
+  const text =
+    "INSERT INTO tenants (tenant_id, display_name, metadata, state) VALUES ($1, '', '{}', 'active')";
+  await owner.query(text, [tenantId]);
+  return tenantId;
+}
+
+/** A database's statements, and the checks that were asked for by them. */
+function checksOf(db: Database): { readonly many: ManyStatements; readonly checks: Promise<unknown>[] } {
+  const checks: Promise<unknown>[] = [];
+  const any: ManyStatements['any'] = (query) => {
+    const check = db.many.any(query);
+    checks.push(check);
+    return check;
+  };
+  return { many: { ...db.many, any }, checks };
+}
+
 test('a check that failed is not tried again at once, however often the configuration is used', async () => {
   await using database = await cloneDatabase();
   await using db = await openDatabase(database.url, 1, () => {});
-  const tenantId = 'acme' as TenantId;
-  await database.owner.query(
-    "INSERT INTO tenants (tenant_id, display_name, metadata, state) VALUES ($1, '', '{}', 'active')",
-    [tenantId],
-  );
+  const tenantId = await createTenant(database);
   let nowMs = 0;
   let failureCount = 0;
   const configs = createTenantConfigs(
@@ -65,24 +80,14 @@ test('a check that failed is not tried again at once, however often the configur
 test('one that is asked for while it is checked is not checked once more', async () => {
   await using database = await cloneDatabase();
   await using db = await openDatabase(database.url, 1, () => {});
-  await database.owner.query(
-    "INSERT INTO tenants (tenant_id, display_name, metadata, state) VALUES ('acme', '', '{}', 'active')",
-  );
-  const checks: Promise<unknown>[] = [];
-  const many: ManyStatements = {
-    ...db.many,
-    any: (query) => {
-      const check = db.many.any(query);
-      checks.push(check);
-      return check;
-    },
-  };
+  const tenantId = await createTenant(database);
+  const { many, checks } = checksOf(db);
   let nowMs = 0;
   const configs = createTenantConfigs({ many, claims: db.claims }, [], DEFAULT_QUOTA, () => nowMs, failed);
-  await configs.get('acme' as TenantId);
+  await configs.get(tenantId);
   for (const until of [1, 2]) {
     nowMs += 6_000;
-    for (let i = 0; i < 3; i++) configs.peek('acme' as TenantId);
+    for (let i = 0; i < 3; i++) configs.peek(tenantId);
     await checks.at(-1);
     await turn(); // what hears of it would check again
     expect(checks.length).toBe(until);
@@ -92,19 +97,8 @@ test('one that is asked for while it is checked is not checked once more', async
 test('what a statement has found is not checked, for as long as it is no older than that', async () => {
   await using database = await cloneDatabase();
   await using db = await openDatabase(database.url, 1, () => {});
-  const tenantId = 'acme' as TenantId;
-  await database.owner.query(
-    "INSERT INTO tenants (tenant_id, display_name, metadata, state) VALUES ($1, '', '{}', 'active')",
-    [tenantId],
-  );
-  let checkCount = 0;
-  const many: ManyStatements = {
-    ...db.many,
-    any: (query) => {
-      checkCount++;
-      return db.many.any(query);
-    },
-  };
+  const tenantId = await createTenant(database);
+  const { many, checks } = checksOf(db);
   let nowMs = 0;
   const configs = createTenantConfigs({ many, claims: db.claims }, [], DEFAULT_QUOTA, () => nowMs, failed);
   const { version } = (await configs.get(tenantId))!;
@@ -114,10 +108,10 @@ test('what a statement has found is not checked, for as long as it is no older t
   configs.confirm(tenantId, version, 1_000); // older than what is known
   configs.confirm(tenantId, version + 1, 6_000); // another version than the one that is in memory
   for (nowMs of [6_000, 10_000]) expect(configs.peek(tenantId)?.version).toBe(version);
-  expect(checkCount).toBe(0);
+  expect(checks.length).toBe(0);
   nowMs = 10_001;
   expect(configs.peek(tenantId)?.version).toBe(version);
-  expect(checkCount).toBe(1);
+  expect(checks.length).toBe(1);
   await eventually(() => expect(configs.peek(tenantId)).toBeUndefined());
 });
 
