@@ -32,6 +32,7 @@ export type Admission = {
   readonly giveBack: (tenantId: TenantId, deliveryCount: number) => void;
 };
 
+/** `counted`: what the last count found; NEGATIVE_INFINITY: it failed. */
 type Backlog = { count: number; counted: number; countedAtMs: number; tookMs: number };
 
 const RECOUNT_MS = 2_000;
@@ -75,7 +76,8 @@ export function createAdmission(deps: AdmissionDeps): Admission {
       backlog.count = counted + (backlog.count - before);
       backlog.counted = counted;
     } catch (error) {
-      deps.onError(error); // the estimate goes on
+      deps.onError(error); // the estimate goes on, and is held against a count soon, however small it is
+      backlog.counted = Number.NEGATIVE_INFINITY;
     } finally {
       backlog.countedAtMs = deps.now();
       backlog.tookMs = backlog.countedAtMs - startedAt;

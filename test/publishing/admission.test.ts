@@ -114,6 +114,22 @@ test('a count that failed changes nothing: what was let in goes on being added u
   expect(await publish(1)).toBe(false);
 });
 
+test('a count that failed, the first or a later one, is tried again after 2 s, however small the backlog is taken to be', async () => {
+  const { is, publish } = start();
+  const countingsAt = async (nowMs: number, fails: boolean) => {
+    Object.assign(is, { nowMs, fails });
+    await publish(1);
+    return is.countings;
+  };
+  expect(await countingsAt(0, true)).toBe(1);
+  expect(await countingsAt(1_999, false)).toBe(1);
+  expect(await countingsAt(2_000, false)).toBe(2);
+  expect(await countingsAt(4_000, false)).toBe(2); // it was counted, and is far from its limit
+  expect(await countingsAt(302_000, true)).toBe(3);
+  expect(await countingsAt(304_000, false)).toBe(4);
+  expect(await countingsAt(306_000, false)).toBe(4);
+});
+
 test('a limit that is set again after there was none is held against a new count', async () => {
   const { is, publish } = start();
   await publish(1);
