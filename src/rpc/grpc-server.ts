@@ -2,6 +2,7 @@
 import { dirname } from 'node:path';
 import {
   create,
+  type DescFile,
   type DescMessage,
   type DescMethod,
   fromBinary,
@@ -9,6 +10,7 @@ import {
   type MessageShape,
   toBinary,
 } from '@bufbuild/protobuf';
+import { FileDescriptorProtoSchema } from '@bufbuild/protobuf/wkt';
 import {
   type handleBidiStreamingCall,
   type handleUnaryCall,
@@ -24,7 +26,7 @@ import {
   status,
   type UntypedServiceImplementation,
 } from '@grpc/grpc-js';
-import { loadSync } from '@grpc/proto-loader';
+import { loadSync, type PackageDefinition } from '@grpc/proto-loader';
 import { ReflectionService } from '@grpc/reflection';
 import { HealthImplementation, protoPath as healthProto } from 'grpc-health-check';
 import { DispatchError, invalidField } from '../domain/errors.ts';
@@ -155,12 +157,19 @@ const adjust: ServerInterceptor = ({ responseStream }, call) => {
   return call as ServerInterceptingCall;
 };
 
-/** Reflection describes the contract as it lies in proto/, comments and all. */
+/** Reflection describes the contract as buf compiled it, with all that it imports: proto-loader’s own descriptors lack the latter. */
 function addReflection(server: Server, services: readonly BoundService[]): void {
-  const directory = new URL('../../proto/', import.meta.url).pathname;
-  const files = [...new Set(services.map((service) => `${service.desc.file.name}.proto`))];
-  const definition = loadSync([...files, healthProto], { includeDirs: [directory, dirname(healthProto)] });
+  const files = new Map<string, Buffer>();
+  const add = (file: DescFile): void => {
+    if (files.has(file.name)) return;
+    files.set(file.name, Buffer.from(toBinary(FileDescriptorProtoSchema, file.proto)));
+    file.dependencies.forEach(add);
+  };
+  for (const service of services) add(service.desc.file);
+  const health = loadSync(healthProto, { includeDirs: [dirname(healthProto)] });
+  const contract = { format: '', type: {}, fileDescriptorProtos: [...files.values()] };
   const names = services.map((service) => service.desc.typeName);
+  const definition = { ...health, contract } as PackageDefinition;
   new ReflectionService(definition, { services: [...names, 'grpc.health.v1.Health'] }).addToServer(server);
 }
 
